@@ -1,0 +1,131 @@
+"""Finding a classifier's stages and its last linear layer by name, and reading features there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError, choose
+
+
+_POOLINGS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Module names, as ``model.named_modules()`` spells them.
+
+    ``stages`` run from early to late; the last one is what is pooled before ``classifier``, the
+    final ``nn.Linear``.
+    """
+
+    stages: tuple[str, ...]
+    classifier: str
+
+
+def find_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> Layers:
+    """Find the stages and the last linear layer of any convolutional classifier.
+
+    At each resolution the stage is the outermost module that puts out maps of that size, the last
+    of them where there are several (poolings are passed over, and 1x1 maps while there are larger
+    ones). Only what runs is looked at, so that our networks, torchvision's, timm's and your own
+    are read alike. ``image_shape`` is (C, H, W).
+
+    Raises:
+        InputError: no feature maps or no linear layer; name them yourself with ``Layers(...)``.
+    """
+    found: dict[tuple[int, int], str] = {}
+    linear = ""
+    names = {module: name for name, module in model.named_modules() if name}
+
+    def note(module: nn.Module, _: object, output: object) -> None:
+        nonlocal linear
+        if isinstance(module, nn.Linear):
+            linear = names[module]
+        if isinstance(module, _POOLINGS) or not isinstance(output, Tensor) or output.dim() != 4:
+            return
+        size, name = (output.shape[2], output.shape[3]), names[module]
+        if size not in found or name.count(".") <= found[size].count("."):
+            found.pop(size, None)  # popped first, so that the order is that of finishing
+            found[size] = name
+
+    handles = [module.register_forward_hook(note) for module in names]
+    try:
+        with evaluating(model), torch.no_grad():
+            model(_zero_image(model, image_shape))
+    except (RuntimeError, ValueError) as error:
+        shape = "x".join(map(str, image_shape))
+        raise InputError(f"The network cannot read {shape} images: {error}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    maps = {size: name for size, name in found.items() if size != (1, 1)} or found
+    if not maps or not linear:
+        missing = "feature maps (B, C, H, W)" if not maps else "nn.Linear layer"
+        raise InputError(f"The network has no {missing} to find: give Layers(stages, classifier).")
+    return Layers(tuple(maps.values()), linear)
+
+
+@contextmanager
+def capture(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Collect the outputs of the named modules: ``with capture(model, names) as features``.
+
+    ``features[name]`` is that module's newest output (B, C, H, W), attached to the graph. The
+    hooks are removed when the block ends, whatever happens in it.
+
+    Raises:
+        InputError: the model has no module of that name (the nearest name is offered).
+    """
+    modules = dict(model.named_modules())
+    features: dict[str, Tensor] = {}
+    handles = []
+    try:
+        for name in names:
+            module = modules[choose("module", name, modules)]
+            handles.append(module.register_forward_hook(_keeper(features, name)))
+        yield features
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Put ``model`` in evaluation mode for the block, and each module back in its own after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def batch_norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
+    """The batch-norm layers by name that keep running statistics, in the order of definition."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
+    }
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trainable numbers in ``model`` (batch-norm's running statistics are not)."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _keeper(features: dict[str, Tensor], name: str):
+    def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
+        features[name] = output
+
+    return keep
+
+
+def _zero_image(model: nn.Module, image_shape: tuple[int, int, int]) -> Tensor:
+    first = next(model.parameters(), torch.empty(0))
+    return torch.zeros(2, *image_shape, device=first.device, dtype=first.dtype)

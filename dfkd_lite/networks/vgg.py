@@ -1,0 +1,42 @@
+"""VGG-11 with batch-norm in the CIFAR form: one linear layer after global average pooling."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+_STAGES = ((64,), (128,), (256, 256), (512, 512), (512, 512))  # VGG-11, configuration A
+
+
+class VGG(nn.Module):
+    """Images (B, ``channels``, H, W) -> logits (B, ``classes``), five stages at H to H/16.
+
+    Max-pooling stands between the stages; the last stage is averaged, so that images from 16 px
+    upwards fit.
+    """
+
+    def __init__(self, classes: int = 10, channels: int = 3) -> None:
+        super().__init__()
+        width = channels
+        for number, widths in enumerate(_STAGES, start=1):
+            layers: list[nn.Module] = [] if number == 1 else [nn.MaxPool2d(2)]
+            for channels_out in widths:
+                layers += _convolution(width, channels_out)
+                width = channels_out
+            self.add_module(f"stage{number}", nn.Sequential(*layers))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if min(x.shape[-2:]) < 16:
+            raise InputError(f"VGG-11 halves its input four times: 16 px or more, not {x.shape[-1]}.")
+        x = self.stage5(self.stage4(self.stage3(self.stage2(self.stage1(x)))))
+        return self.fc(self.flatten(self.pool(x)))
+
+
+def _convolution(channels_in: int, channels_out: int) -> list[nn.Module]:
+    # The bias stays, although batch-norm cancels it: published parameter counts include it.
+    conv = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+    return [conv, nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True)]
