@@ -1,0 +1,247 @@
+"""What a student can do, measured on held-out images: right, sure, and like its teacher.
+
+The measures are pure functions of logits (N, K) and labels (N,), so that they can be used on any
+network's outputs; :func:`predict` makes the logits, :func:`evaluate` calls them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from sklearn import metrics
+from torch import Tensor, nn
+
+from . import kd
+from .data import normalise
+from .errors import InputError, check_range
+from .networks import NetworkSpec, evaluating
+
+if TYPE_CHECKING:
+    from .data import Split
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    split: Split,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int = 256,
+    device: str | torch.device = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """Run ``model`` over a split in evaluation mode and put its mode back after.
+
+    Args:
+        model: images (B, C, H, W), normalised, -> logits (B, K); it must be on ``device`` already.
+        split: the images and labels, in order.
+        mean: C numbers, what is subtracted from images in [0, 1].
+        std: C numbers, what they are then divided by.
+        batch_size: images at a time; changes the memory needed and nothing else.
+        device: where the batches go.
+
+    Returns:
+        Logits (N, K) and labels (N,), both on the CPU.
+
+    Raises:
+        InputError: an empty split; an output that is not (B, K); NaN or infinite logits.
+    """
+    check_range("batch_size", batch_size, low=1)
+    logits, labels = [], []
+    with evaluating(model):
+        for images, wanted in split.batches(batch_size, device=device):
+            logits.append(model(normalise(images, mean, std)).cpu())
+            labels.append(wanted.cpu())
+    if not logits:
+        raise InputError("There are no images to evaluate on: the split is empty.")
+    all_logits, all_labels = torch.cat(logits), torch.cat(labels)
+    _check(all_logits, all_labels)
+    return all_logits, all_labels
+
+
+def evaluate(
+    model: nn.Module,
+    split: Split,
+    spec: NetworkSpec,
+    teacher: nn.Module | None = None,
+    batch_size: int = 256,
+) -> dict[str, Any]:
+    """Every measure of ``model`` on ``split``, as plain numbers that JSON can hold.
+
+    Args:
+        model: the network, on whatever device it is.
+        split: held-out images and labels.
+        spec: the mean and standard deviation that both networks expect, and the classes.
+        teacher: adds the three measures of likeness to it.
+        batch_size: images at a time.
+
+    Returns:
+        ``accuracy``, ``macro_f1``, ``auc`` (None where it does not apply), ``ece``, ``confusion``
+        (K lists of K counts); with a teacher also ``agreement``, ``kl_to_teacher`` (temperature 1,
+        nats) and ``mse_to_teacher`` (logits).
+
+    Raises:
+        InputError: as :func:`predict`; a number of outputs that is not the spec's or the teacher's.
+    """
+    logits, labels = predict(model, split, spec.mean, spec.std, batch_size, _device(model))
+    if logits.shape[1] != spec.classes:
+        raise InputError(
+            f"The network has {logits.shape[1]} outputs and the data {spec.classes} classes: "
+            "build it with that number of classes."
+        )
+    report: dict[str, Any] = {
+        "accuracy": accuracy(logits, labels),
+        "macro_f1": macro_f1(logits, labels),
+        "auc": auc(logits, labels),
+        "ece": expected_calibration_error(logits, labels),
+        "confusion": confusion_matrix(logits, labels).tolist(),
+    }
+    if teacher is not None:
+        wanted, _ = predict(teacher, split, spec.mean, spec.std, batch_size, _device(teacher))
+        report["agreement"] = agreement(logits, wanted)
+        report["kl_to_teacher"] = kd.kl_divergence(logits, wanted, temperature=1.0).item()
+        report["mse_to_teacher"] = kd.mse_logits(logits, wanted).item()
+    return report
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Fraction of images whose largest logit is the label's: top-1, Eq. 23 (in [0, 1])."""
+    _check(logits, labels)
+    return (logits.argmax(dim=1) == labels).double().mean().item()
+
+
+def macro_f1(logits: Tensor, labels: Tensor) -> float:
+    """F1 of each class, averaged with equal weight (in [0, 1]).
+
+    A class that is neither among the labels nor ever predicted does not count.
+    """
+    _check(logits, labels)
+    predicted = logits.argmax(dim=1).numpy(force=True)
+    return float(metrics.f1_score(labels.numpy(force=True), predicted, average="macro"))
+
+
+def auc(logits: Tensor, labels: Tensor) -> float | None:
+    """Area under the ROC curve, in [0, 1]: one class against the rest, averaged over the classes.
+
+    With two classes it is the usual area for class 1. None where it does not apply: a class
+    without a single image has no curve.
+    """
+    _check(logits, labels)
+    classes = logits.shape[1]
+    if labels.unique().numel() < classes or classes < 2:
+        return None
+    # Double precision: the probabilities of a confident network would else be tied at 1.
+    scores = logits.double().softmax(dim=1).numpy(force=True)
+    wanted = labels.numpy(force=True)
+    each = [metrics.roc_auc_score(wanted == k, scores[:, k]) for k in range(classes)]
+    return float(sum(each) / classes)
+
+
+def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """How far confidence is from accuracy: the ECE of Guo et al. (2017), in [0, 1].
+
+    Images are put in ``bins`` bins of equal width by their largest probability; the gaps between
+    mean confidence and accuracy are averaged with the bins' shares of the images as weights.
+
+    Raises:
+        InputError: as :func:`accuracy`; fewer than 1 bin.
+    """
+    _check(logits, labels)
+    check_range("bins", bins, low=1)
+    confidence, predicted = logits.double().softmax(dim=1).max(dim=1)
+    gap = (predicted == labels).double() - confidence
+    # Bins are closed on the right, (lower, upper], so that a confidence of 1 has its bin.
+    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    sums = torch.zeros(bins, dtype=gap.dtype, device=gap.device).index_add_(0, place, gap)
+    return (sums.abs().sum() / len(labels)).item()
+
+
+def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
+    """Counts (K, K), int64: row the label, column the prediction."""
+    _check(logits, labels)
+    predicted = logits.argmax(dim=1).numpy(force=True)
+    classes = range(logits.shape[1])
+    counts = metrics.confusion_matrix(labels.numpy(force=True), predicted, labels=classes)
+    return torch.as_tensor(counts)
+
+
+def agreement(logits: Tensor, other_logits: Tensor) -> float:
+    """Fraction of images that two networks give the same class, right or wrong (in [0, 1]).
+
+    Raises:
+        InputError: shapes that differ.
+    """
+    if logits.shape != other_logits.shape:
+        raise InputError(
+            f"Logits of shapes {tuple(logits.shape)} and {tuple(other_logits.shape)} cannot be "
+            "compared: give both networks the same images and the same number of classes."
+        )
+    return accuracy(logits, other_logits.argmax(dim=1))
+
+
+def cam_consistency(student_maps: Tensor, teacher_maps: Tensor) -> float:
+    """Mean over images of the Pearson correlation of two networks' class activation maps.
+
+    The correlation ignores scale and offset, in which two networks' maps differ freely. The
+    student's maps are resized bilinearly to the teacher's. A constant map says nothing about where
+    a network looks: its image counts as 0.
+
+    Args:
+        student_maps: (B, h, w) floats.
+        teacher_maps: (B, H, W) floats, more than one position.
+
+    Returns:
+        A number in [-1, 1]; 1 where both networks look at the same places.
+
+    Raises:
+        InputError: shapes that are not so; NaN or infinite values.
+    """
+    shapes = student_maps.ndim == teacher_maps.ndim == 3 and len(student_maps) == len(teacher_maps)
+    if not shapes or len(teacher_maps) == 0 or teacher_maps[0].numel() < 2:
+        raise InputError(
+            f"Maps of shapes {tuple(student_maps.shape)} and {tuple(teacher_maps.shape)} cannot be "
+            "compared: give (images, height, width) for the same images, larger than 1x1."
+        )
+    if not (student_maps.isfinite().all() and teacher_maps.isfinite().all()):
+        raise InputError("The maps hold NaN or infinite values: check the networks' weights.")
+    student = student_maps.detach().double()[:, None]
+    if student.shape[-2:] != teacher_maps.shape[-2:]:
+        size = (teacher_maps.shape[1], teacher_maps.shape[2])
+        student = F.interpolate(student, size, mode="bilinear", align_corners=False)
+    product = _standardise(student.flatten(1)) * _standardise(
+        teacher_maps.detach().double().flatten(1)
+    )
+    return product.sum(dim=1).mean().item()
+
+
+def _standardise(maps: Tensor) -> Tensor:
+    """Rows of mean 0 and norm 1; constant rows (but for rounding) become 0."""
+    centred = maps - maps.mean(dim=1, keepdim=True)
+    norm = centred.norm(dim=1, keepdim=True)
+    constant = norm <= 1e-6 * maps.norm(dim=1, keepdim=True)
+    return torch.where(constant, 0.0, centred / norm)
+
+
+def _check(logits: Tensor, labels: Tensor) -> None:
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or logits.numel() == 0:
+        raise InputError(
+            f"Logits (images, classes) and one label an image are needed, not shapes "
+            f"{tuple(logits.shape)} and {tuple(labels.shape)}."
+        )
+    if not logits.isfinite().all():
+        raise InputError(
+            "The network puts out NaN or infinite numbers: its training has diverged or its "
+            "weights are damaged; lower the learning rate or load other weights."
+        )
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise InputError(
+            f"The labels run from {labels.min()} to {labels.max()}, but the network knows classes "
+            f"0 to {logits.shape[1] - 1}: build it with the data's number of classes."
+        )
+
+
+def _device(model: nn.Module) -> torch.device:
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
