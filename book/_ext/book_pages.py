@@ -1,0 +1,39 @@
+"""What the pages of this book need from Sphinx beyond Jupyter Book's own settings."""
+
+from docutils import nodes
+from sphinx.application import Sphinx
+
+FIGURE = 'class="plotly-figure"'  # book/pages.py writes it around a plotly figure
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def drop_thebe(app: Sphinx, page: str, template: str, context: dict, tree: nodes.document) -> None:
+    """Leave out thebe's scripts: no page uses them, and loaded twice they throw on every page."""
+    scripts = context.get("script_files", [])
+    context["script_files"] = [s for s in scripts if "thebe" not in str(script_text(s)).lower()]
+    styles = context.get("css_files", [])
+    context["css_files"] = [s for s in styles if "thebe" not in str(s).lower()]
+
+
+def script_text(script: object) -> str:
+    """The address and the inline body of a script, whichever it has."""
+    body = getattr(script, "attributes", {}).get("body", "")
+    return f"{getattr(script, 'filename', script)} {body}"
+
+
+def load_scripts(
+    app: Sphinx, page: str, template: str, context: dict, tree: nodes.document
+) -> None:
+    """Load what only some pages need: plotly.js (megabytes, ahead of require.js), widgets' math."""
+    body = context.get("body", "")
+    if FIGURE in body:
+        app.add_js_file("vendor/plotly.min.js", priority=100)
+        app.add_js_file("figures.js", priority=110)
+    if WIDGET in body:
+        app.add_js_file("widgets-math.js", priority=800, defer="defer")
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("html-page-context", load_scripts)
+    app.connect("html-page-context", drop_thebe, priority=900)  # after thebe has added its own
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

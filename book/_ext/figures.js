@@ -1,0 +1,87 @@
+// Draws the plotly figures of a page: as wide as the text, in the colours of the light or dark
+// theme, with frames and sliders. The data stand in the page (book/pages.py).
+(() => {
+  "use strict";
+  const config = { responsive: true, displaylogo: false, displayModeBar: "hover" };
+  const NARROW = 500; // px; below this, room at the sides goes to the picture
+
+  function colours() {
+    const style = getComputedStyle(document.documentElement);
+    const get = (name, fallback) => style.getPropertyValue(name).trim() || fallback;
+    return {
+      text: get("--pst-color-text-base", "#323232"),
+      line: get("--pst-color-border", "#c9c9c9"),
+      surface: get("--pst-color-surface", "#f5f5f5"),
+    };
+  }
+
+  // Layout changes that give a figure the page's colours, as plotly's dotted names.
+  function themed(layout) {
+    const { text, line, surface } = colours();
+    const update = {
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)",
+      "font.color": text,
+      "legend.bgcolor": "rgba(0,0,0,0)",
+    };
+    for (const name of Object.keys(layout).concat("xaxis", "yaxis")) {
+      if (/^[xy]axis\d*$/.test(name)) {
+        update[`${name}.gridcolor`] = line;
+        update[`${name}.zerolinecolor`] = line;
+        update[`${name}.linecolor`] = line;
+      } else if (/^scene\d*$/.test(name)) {
+        for (const axis of ["xaxis", "yaxis", "zaxis"]) {
+          update[`${name}.${axis}.gridcolor`] = line;
+          update[`${name}.${axis}.zerolinecolor`] = line;
+          update[`${name}.${axis}.backgroundcolor`] = "rgba(0,0,0,0)";
+        }
+      }
+    }
+    (layout.sliders || []).forEach((_, i) => {
+      update[`sliders[${i}].bgcolor`] = surface;
+      update[`sliders[${i}].activebgcolor`] = text;
+      update[`sliders[${i}].bordercolor`] = line;
+      update[`sliders[${i}].tickcolor`] = line;
+    });
+    (layout.updatemenus || []).forEach((_, i) => {
+      update[`updatemenus[${i}].bgcolor`] = surface;
+      update[`updatemenus[${i}].bordercolor`] = line;
+    });
+    return update;
+  }
+
+  function fitted(layout, width) {
+    const result = { ...layout, autosize: true };
+    delete result.width; // the container's max-width keeps it
+    if (width < NARROW) {
+      const margin = { ...result.margin };
+      margin.l = Math.min(margin.l ?? 44, 44);
+      margin.r = Math.min(margin.r ?? 12, 12);
+      result.margin = margin;
+      result.legend = { orientation: "h", y: -0.2, ...result.legend };
+    }
+    return result;
+  }
+
+  async function draw(place) {
+    const source = place.querySelector("script[type='application/json']");
+    const figure = JSON.parse(source.textContent);
+    const target = document.createElement("div");
+    place.append(target);
+    const layout = fitted(figure.layout, place.clientWidth);
+    await Plotly.newPlot(target, figure.data, layout, config);
+    if (figure.frames.length) await Plotly.addFrames(target, figure.frames);
+    await Plotly.relayout(target, themed(target.layout));
+    target.dataset.drawn = "yes";
+    return target;
+  }
+
+  document.addEventListener("DOMContentLoaded", async () => {
+    const places = [...document.querySelectorAll(".plotly-figure")];
+    const drawn = [];
+    for (const place of places) drawn.push(await draw(place));
+    new MutationObserver(() => {
+      for (const target of drawn) Plotly.relayout(target, themed(target.layout));
+    }).observe(document.documentElement, { attributeFilter: ["data-theme"] });
+  });
+})();

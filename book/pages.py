@@ -1,0 +1,193 @@
+"""From executed notebooks to the HTML pages, with everything they load beside them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from execute import ADDED_BY_PAPERMILL, digest, files_below, installed_versions
+
+PLOTLY = "application/vnd.plotly.v1+json"
+DEFAULT_HEIGHT = 450  # plotly's own
+
+
+class PagesError(Exception):
+    """The pages cannot be built; the message says why."""
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where things are. `root` holds _config.yml and node_modules, `book` the sources."""
+
+    root: Path
+
+    @property
+    def book(self) -> Path:
+        return self.root / "book"
+
+    @property
+    def build(self) -> Path:
+        return self.root / "_build"
+
+    @property
+    def executed(self) -> Path:
+        return self.build / "executed"
+
+    @property
+    def source(self) -> Path:
+        """What Jupyter Book reads: the book with its notebooks executed."""
+        return self.build / "source"
+
+    @property
+    def html(self) -> Path:
+        return self.build / "html"
+
+    def notebooks(self) -> list[Path]:
+        return sorted(self.book.glob("*.ipynb"))
+
+
+# --- a notebook, made ready for the pages -------------------------------------------------------
+
+
+def prepare_notebook(notebook: dict) -> dict:
+    """Without papermill's own cells, and with plotly figures as HTML (myst-nb knows only that)."""
+    cells = [
+        cell
+        for cell in notebook["cells"]
+        if not ADDED_BY_PAPERMILL & set(cell["metadata"].get("tags", []))
+    ]
+    for cell in cells:
+        for output in cell.get("outputs", []):
+            figure = output.get("data", {}).get(PLOTLY)
+            if figure is not None:
+                output["data"] = {"text/html": plotly_html(figure)}
+    return {**notebook, "cells": cells}
+
+
+def plotly_html(figure: dict) -> str:
+    """A place for a figure, with the figure's data in it; figures.js draws it.
+
+    The alternative text is the figure's own: `fig.update_layout(meta={"alt": "..."})`.
+    """
+    layout = figure.get("layout", {})
+    meta = layout.get("meta")
+    alt = meta.get("alt", "") if isinstance(meta, dict) else ""
+    wanted = {name: figure.get(name, []) for name in ("data", "frames")} | {"layout": layout}
+    # "<" is written so that no text in a figure can end the script element
+    data = json.dumps(wanted).replace("<", "\\u003c")
+    style = f"min-height: {layout.get('height', DEFAULT_HEIGHT)}px"
+    if "width" in layout:
+        style += f"; max-width: {layout['width']}px"
+    return (
+        f'<div class="plotly-figure" role="figure" aria-label="{escape(alt)}" style="{style}">'
+        f'<script type="application/json">{data}</script></div>'
+    )
+
+
+def stderr_notes(name: str, notebook: dict) -> list[str]:
+    """What cells wrote to stderr, progress bars left aside: the pages do not show it."""
+    notes = []
+    for number, cell in enumerate(notebook["cells"], start=1):
+        for output in cell.get("outputs", []):
+            text = "".join(output.get("text", "")).strip()
+            if output.get("name") == "stderr" and text and "\r" not in text:
+                notes.append(f"  {name}, cell {number} wrote to stderr: {text.splitlines()[0]}")
+    return notes
+
+
+# --- building -----------------------------------------------------------------------------------
+
+
+def write_source(folders: Folders) -> list[str]:
+    """Lay out what Jupyter Book reads; returns notes for the person who builds."""
+    source = folders.source
+    shutil.rmtree(source, ignore_errors=True)
+    skip = shutil.ignore_patterns("*.ipynb", "*.py", "__pycache__", "_ext", ".ipynb_checkpoints")
+    shutil.copytree(folders.book, source, ignore=skip)
+    notes = []
+    for path in folders.notebooks():
+        executed = json.loads((folders.executed / path.name).read_text(encoding="utf-8"))
+        prepared = prepare_notebook(executed)
+        notes += stderr_notes(path.name, prepared)
+        (source / path.name).write_text(json.dumps(prepared), encoding="utf-8")
+    return notes
+
+
+def vendored(folders: Folders) -> dict[str, Path]:
+    """The scripts and fonts that pages load: place in the HTML folder -> where it comes from."""
+    import plotly
+
+    widgets = folders.root / "node_modules" / "@jupyter-widgets" / "html-manager" / "dist"
+    modules = folders.root / "node_modules"
+    files = {
+        "_static/vendor/tex-svg.js": modules / "mathjax" / "es5" / "tex-svg.js",
+        "_static/vendor/require.js": modules / "requirejs" / "require.js",
+        "_static/vendor/embed-amd.js": widgets / "embed-amd.js",
+        "_static/vendor/plotly.min.js": Path(plotly.__file__).parent / "package_data/plotly.min.js",
+        "_static/figures.js": folders.book / "_ext" / "figures.js",
+        "_static/widgets-math.js": folders.book / "_ext" / "widgets-math.js",
+    }
+    # the widgets' script looks for its icon fonts in this folder beside the page
+    fonts = "@jupyter-widgets/html-manager/dist"
+    return files | {f"{fonts}/{font.name}": font for font in sorted(widgets.glob("*.woff2"))}
+
+
+def pages_key(folders: Folders) -> str:
+    """What the pages depend on, but for the scripts, which package-lock.json fixes."""
+    paths = [folders.root / "_config.yml", folders.root / "package-lock.json", Path(__file__)]
+    for folder in (folders.source, folders.book / "_ext"):
+        paths += files_below(folder, {"__pycache__"})
+    return digest(paths, installed_versions(), *map(str, paths))
+
+
+def build_pages(folders: Folders) -> bool:
+    """Build the HTML where something changed; returns whether it was built. Warnings are errors."""
+    notes = write_source(folders)
+    stamp = folders.build / "html-made-from"
+    key = pages_key(folders)
+    first_page = folders.html / "index.html"
+    if first_page.is_file() and stamp.is_file() and stamp.read_text(encoding="utf-8") == key:
+        return False
+    for note in notes:
+        print(note, flush=True)
+    stamp.unlink(missing_ok=True)
+    shutil.rmtree(folders.html, ignore_errors=True)
+    run_jupyter_book(folders)
+    for target, origin in vendored(folders).items():
+        place = folders.html / target
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(origin, place)
+    for notebook in folders.notebooks():  # what the pages' download button gives
+        shutil.copyfile(notebook, folders.html / "_sources" / notebook.name)
+    stamp.write_text(key, encoding="utf-8")
+    return True
+
+
+def run_jupyter_book(folders: Folders) -> None:
+    """Call Jupyter Book afresh: an incremental build would not repeat an earlier warning."""
+    start = "from jupyter_book.cli.main import main; main()"  # it has no __main__, and the venv may
+    command = [sys.executable, "-c", start, "build", str(folders.source)]  # have been moved
+    command += ["--config", str(folders.root / "_config.yml")]
+    command += ["--toc", str(folders.source / "_toc.yml")]
+    command += ["--path-output", str(folders.root)]
+    command += ["--all", "--warningiserror", "--keep-going", "--quiet"]
+    log = folders.build / "jupyter-book.log"
+    with log.open("w", encoding="utf-8") as sink:
+        code = subprocess.run(
+            command,
+            cwd=folders.root,
+            env={**os.environ, "PYTHONWARNINGS": "ignore"},
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+        ).returncode
+    if code != 0 or not (folders.html / "index.html").is_file():
+        printed = log.read_text(encoding="utf-8", errors="replace")
+        telling = [s for s in printed.splitlines() if "WARNING" in s or "ERROR" in s]
+        shown = telling or printed.strip().splitlines()[-20:]
+        lines = "\n".join(f"  {line}" for line in shown)
+        raise PagesError(f"The pages were not built:\n{lines}\nThe whole output: {log}")
