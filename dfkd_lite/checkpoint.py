@@ -204,6 +204,7 @@ def load_weights(path: str | Path, model: nn.Module) -> None:
                 f"{path} does not fit the network: it {problem} {', '.join(keys[:3])}{more}; "
                 "build the network that it was saved from."
             )
+    weights = {key: weights[key] for key in wanted}  # in the network's order, not the file's
     for key, value in weights.items():
         if value.shape != wanted[key].shape:
             raise InputError(
@@ -408,10 +409,8 @@ def _load_state(content: bytes) -> dict[str, Any]:
 
 def _publish(target: Path, files: dict[str, bytes]) -> None:
     """Write a folder under a temporary name, then give it its own in one step."""
-    temporary, old = (
-        target.with_name(f".{target.name}.tmp"),
-        target.with_name(f".{target.name}.old"),
-    )
+    temporary = target.with_name(f".{target.name}.tmp")
+    old = target.with_name(f".{target.name}.old")
     try:
         temporary.mkdir()
         for name, content in files.items():

@@ -20,13 +20,13 @@ from .errors import InputError, check_range
 from .networks import NetworkSpec, evaluating
 
 if TYPE_CHECKING:
-    from .data import Split
+    from .data import AnySplit
 
 
 @torch.no_grad()
 def predict(
     model: nn.Module,
-    split: Split,
+    split: AnySplit,
     mean: Sequence[float],
     std: Sequence[float],
     batch_size: int = 256,
@@ -63,7 +63,7 @@ def predict(
 
 def evaluate(
     model: nn.Module,
-    split: Split,
+    split: AnySplit,
     spec: NetworkSpec,
     teacher: nn.Module | None = None,
     batch_size: int = 256,

@@ -1,0 +1,326 @@
+"""The one loop of every method: synthesise -> pool -> transfer -> evaluate. It knows no method."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from .checkpoint import check_finite, load_checkpoint, save_checkpoint
+from .devices import resolve_device, seeded
+from .errors import InputError, check_range
+from .image_pool import ImagePool
+from .methods import FsscConfig, Problem, create
+from .networks import Layers, NetworkSpec, build, evaluating, find_layers
+
+Measure = Callable[[nn.Module], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """The loop's settings, shared by all methods. Defaults: FastDFKD's budget for CIFAR."""
+
+    episodes: int = 220  # FastDFKD
+    warm_up: int = 20  # episodes that only fill the pool: FastDFKD
+    student_steps: int = 400  # per episode: FastDFKD
+    batch_size: int = 128  # Table 1
+    lr: float = 0.2  # SGD: FastDFKD
+    lr_final: float = 2e-4  # end of the cosine: FastDFKD
+    lr_warm_up: float = 0.0  # part of the student's steps in which lr rises linearly
+    momentum: float = 0.9  # Table 1
+    weight_decay: float = 1e-4  # Table 1
+    average: float = 0.0  # decay of a moving average of the student's weights; 0: none
+    pool_size: int = 50_000  # images kept; the size of CIFAR's training set
+    shift: int = 4  # augmentation of the pool's images, as on CIFAR
+    flip: bool = True
+    measure_every: int = 10  # episodes between two measurements of the student
+    checkpoint_every: int = 10  # episodes between two checkpoints, where a folder is given
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("episodes", "student_steps", "measure_every", "checkpoint_every"):
+            check_range(name, getattr(self, name), 1)
+        check_range("warm_up", self.warm_up, 0, self.episodes - 1)
+        check_range("batch_size", self.batch_size, 2)
+        check_range("lr", self.lr, 0, above=True)
+        check_range("lr_final", self.lr_final, 0, self.lr)
+        check_range("lr_warm_up", self.lr_warm_up, 0, 0.9)
+        check_range("momentum", self.momentum, 0, 0.9999)
+        check_range("weight_decay", self.weight_decay, 0)
+        check_range("average", self.average, 0, 0.99999)
+        check_range("pool_size", self.pool_size, 1)
+        check_range("shift", self.shift, 0)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves: ``student`` (averaged, if asked for) in eval mode, the method's networks,
+    the pool, and ``history``, one row an episode."""
+
+    student: nn.Module
+    modules: dict[str, nn.Module]
+    pool: ImagePool
+    history: list[dict[str, float]]
+
+
+@dataclass
+class Distillation:
+    """One run. ``student`` is a network's name, or a module that is trained in place.
+
+    ``spec`` says what the teacher reads; ``method`` is the settings of one of ``methods``.
+    ``measure`` is called now and then with the student in eval mode; what it returns goes into the
+    history and nowhere else: no real image and no test result reaches the run. Layers are found
+    where they are not given.
+
+    Raises:
+        InputError: teacher, student and spec do not fit each other, or the teacher is broken.
+    """
+
+    teacher: nn.Module
+    student: nn.Module | str
+    spec: NetworkSpec
+    config: DistillConfig = field(default_factory=DistillConfig)
+    method: Any = field(default_factory=FsscConfig)
+    device: str = "auto"
+    measure: Measure | None = None
+    teacher_layers: Layers | None = None
+    student_layers: Layers | None = None
+
+    def __post_init__(self) -> None:
+        config, spec = self.config, self.spec
+        self._device = resolve_device(self.device)
+        place = {"device": self._device, "memory_format": torch.channels_last}
+        check_finite("teacher", self.teacher)
+        self.teacher = self.teacher.to(**place).eval().requires_grad_(False)
+        with seeded(config.seed):
+            if isinstance(self.student, str):
+                self.student = build(self.student, spec.classes, spec.channels, spec.size)
+            self.network: nn.Module = self.student.to(**place)
+            check_pair(self.teacher, self.network, spec)
+            problem = Problem(
+                self.teacher,
+                self.teacher_layers or find_layers(self.teacher, spec.image_shape),
+                self.student_layers or find_layers(self.network, spec.image_shape),
+                spec,
+                self._device,
+                torch.Generator(self._device).manual_seed(config.seed),
+            )
+            self.rng, self.normalise = problem.rng, problem.normalise
+            self.running = create(self.method, problem)
+        self.pool = ImagePool(config.pool_size, spec.image_shape, self._device)
+        self.optimiser = torch.optim.SGD(
+            self.network.parameters(),
+            config.lr,
+            config.momentum,
+            weight_decay=config.weight_decay,
+        )
+        self.average = (
+            AveragedModel(
+                self.network, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True
+            )
+            if config.average
+            else None
+        )
+        self.episode = 0
+        self.history: list[dict[str, float]] = []
+
+    def run(
+        self, folder: str | Path | None = None, resume: bool = False, progress: bool = True
+    ) -> Result:
+        """Run what is left of the episodes.
+
+        With ``folder``, checkpoints are written there, each whole or not at all; after Ctrl-C or a
+        crash, ``resume=True`` continues from the newest, as if nothing had happened. A folder that
+        already holds a checkpoint is refused without ``resume``.
+        """
+        if folder is not None:
+            self._open(Path(folder), resume)
+        total = self.config.episodes
+        with tqdm(total=total, initial=self.episode, desc="distil", disable=not progress) as bar:
+            while self.episode < total:
+                row = self.step()
+                shown = {k: row[k] for k in ("kd", "adv", "accuracy") if k in row}
+                bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
+                bar.update()
+                last = self.episode == total
+                if folder is not None and (last or self.episode % self.config.checkpoint_every == 0):
+                    self._save(Path(folder))
+        modules = {name: module.eval() for name, module in self.running.modules().items()}
+        return Result(self.evaluated_student.eval(), modules, self.pool, self.history)
+
+    def step(self) -> dict[str, float]:
+        """One episode: synthesise, keep, and (after the warm-up) teach the student."""
+        start = time.perf_counter()
+        warm_up = self.episode < self.config.warm_up
+        logs: dict[str, list[Tensor]] = defaultdict(list)
+        with frozen(self.network):
+            images, parts = self.running.synthesise(self.network, warm_up)
+        self.pool.add(images)
+        _collect(logs, parts)
+        if not warm_up:
+            self.network.train()
+            for number in range(self.config.student_steps):
+                _collect(logs, self._transfer(number))
+        self.episode += 1
+        row = {name: float(torch.stack(values).mean()) for name, values in logs.items()}
+        self._check_losses(row)
+        row = {"episode": self.episode, **row, "seconds": time.perf_counter() - start}
+        if self.measure and (self._measuring() or self.episode == self.config.episodes):
+            with evaluating(self.evaluated_student) as student:
+                row |= self.measure(student)
+        self.history.append(row)
+        return row
+
+    @property
+    def evaluated_student(self) -> nn.Module:
+        """The averaged student where averaging is on, else the student itself."""
+        return self.network if self.average is None else self.average.module
+
+    def _transfer(self, number: int) -> dict[str, Tensor]:
+        """One step of the student on a batch from the pool."""
+        config = self.config
+        done = (self.episode - config.warm_up) * config.student_steps + number
+        share = done / ((config.episodes - config.warm_up) * config.student_steps)
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(config, share)
+        images = self.pool.sample(config.batch_size, self.rng, config.shift, config.flip)
+        loss, logs = self.running.transfer_loss(self.network, self.normalise(images))
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        return logs
+
+    def _measuring(self) -> bool:
+        return self.episode > self.config.warm_up and self.episode % self.config.measure_every == 0
+
+    def _check_losses(self, row: dict[str, float]) -> None:
+        for name, value in row.items():
+            if not abs(value) < float("inf"):
+                raise InputError(
+                    f"The loss '{name}' became {value} in episode {self.episode}: lower the "
+                    "learning rates, or the weight of the adversarial term."
+                )
+
+    def _save(self, folder: Path) -> None:
+        weights = {"student": self.network.state_dict()}
+        if self.average is not None:
+            weights["average"] = self.average.module.state_dict()
+        for name, module in self.running.modules().items():
+            weights[name] = module.state_dict()
+        state = {
+            "run": self._identity(),
+            "optimiser": self.optimiser.state_dict(),
+            "averaged": 0 if self.average is None else int(self.average.n_averaged),
+            "method": self.running.state_dict(),
+            "pool": self.pool.state_dict(),
+            "rng": self.rng.get_state(),
+            "history": self.history,
+        }
+        save_checkpoint(folder, self.episode, weights, state)
+
+    def _open(self, folder: Path, resume: bool) -> None:
+        found = load_checkpoint(folder)
+        if found is None or self.episode:
+            return
+        if not resume:
+            raise InputError(
+                f"{folder} already holds a run (at episode {found.step}): continue it with "
+                "resume=True (--resume), or give another folder."
+            )
+        if found.state.get("run") != self._identity():
+            raise InputError(
+                f"The checkpoint in {folder} is of a run with other settings: give the same "
+                "settings to resume it, or another folder."
+            )
+        self.network.load_state_dict(found.weights["student"])
+        if self.average is not None:
+            self.average.module.load_state_dict(found.weights["average"])
+            self.average.n_averaged.fill_(found.state["averaged"])
+        for name, module in self.running.modules().items():
+            module.load_state_dict(found.weights[name])
+        self.optimiser.load_state_dict(found.state["optimiser"])
+        self.running.load_state_dict(found.state["method"])
+        self.pool.load_state_dict(found.state["pool"])
+        self.rng.set_state(found.state["rng"])
+        self.history = found.state["history"]
+        self.episode = found.step
+
+    def _identity(self) -> str:
+        return f"{self.spec} | {self.config} | {self.method}"
+
+
+def distill(
+    teacher: nn.Module,
+    student: nn.Module | str,
+    spec: NetworkSpec,
+    config: DistillConfig | None = None,
+    method: Any = None,
+    **options: Any,
+) -> Result:
+    """Distil ``teacher`` into ``student`` without data. Options as :class:`Distillation`'s fields
+    and :meth:`Distillation.run`'s arguments; the seed is ``config.seed``."""
+    running = {k: options.pop(k) for k in ("folder", "resume", "progress") if k in options}
+    settings = {"config": config or DistillConfig(), "method": method or FsscConfig()}
+    return Distillation(teacher, student, spec, **settings, **options).run(**running)
+
+
+def learning_rate(config: DistillConfig, share: float) -> float:
+    """The student's learning rate after a ``share`` in [0, 1] of its steps: a linear rise over
+    ``lr_warm_up``, then a cosine from ``lr`` to ``lr_final``."""
+    if share < config.lr_warm_up:
+        return config.lr * max(share / config.lr_warm_up, 0.01)
+    share = (share - config.lr_warm_up) / (1 - config.lr_warm_up)
+    cosine = 0.5 * (1 + torch.cos(torch.tensor(share * torch.pi)).item())
+    return config.lr_final + (config.lr - config.lr_final) * cosine
+
+
+@contextmanager
+def frozen(network: nn.Module):
+    """Eval mode and no gradients to the weights for the block; both put back after it."""
+    wanted = [p for p in network.parameters() if p.requires_grad]
+    with evaluating(network):
+        for parameter in wanted:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in wanted:
+                parameter.requires_grad_(True)
+
+
+@torch.no_grad()
+def check_pair(teacher: nn.Module, student: nn.Module, spec: NetworkSpec) -> None:
+    """Refuse a pair that does not read ``spec``'s images or does not answer with its classes."""
+    for role, network in (("teacher", teacher), ("student", student)):
+        first = next(network.parameters(), None)
+        if first is None:
+            raise InputError(f"The {role} has no weights.")
+        image = torch.zeros(2, *spec.image_shape, device=first.device)
+        shape = "x".join(map(str, spec.image_shape))
+        with evaluating(network):
+            try:
+                logits = network(image)
+            except (RuntimeError, ValueError) as error:
+                raise InputError(f"The {role} cannot read {shape} images: {error}") from error
+        if not isinstance(logits, Tensor) or logits.shape != (2, spec.classes):
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise InputError(
+                f"The {role} answers two {shape} images with {got}, not (2, {spec.classes}) "
+                f"logits: teacher, student and data must have the same {spec.classes} classes."
+            )
+
+
+def _collect(logs: dict[str, list[Tensor]], parts: dict[str, Tensor]) -> None:
+    for name, value in parts.items():
+        logs[name].append(value)

@@ -1,0 +1,148 @@
+"""What a teacher knows of its data: losses that pull images towards it (Eq. 16's L_BN, L_cls)."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import InputError, check_range
+from .kd import kl_divergence
+from .networks import batch_norms
+
+
+class _BatchStatistics(torch.autograd.Function):
+    """Mean and variance whose backward is one pass over x; autograd's own takes four."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
+        variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+        ctx.save_for_backward(x, mean)
+        return mean, variance
+
+    @staticmethod
+    def backward(ctx, grad_mean: Tensor, grad_variance: Tensor) -> Tensor:
+        x, mean = ctx.saved_tensors
+        count = x.numel() // x.shape[1]
+        # d mean / dx = 1/n and d var / dx = 2 (x - mean) / n: together scale * x + offset.
+        scale = 2 * grad_variance / count
+        offset = grad_mean / count - scale * mean
+        return torch.addcmul(offset[:, None, None], x, scale[:, None, None])
+
+
+def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance per channel of features (B, C, H, W): two tensors (C,)."""
+    return _BatchStatistics.apply(x)
+
+
+def statistics_distance(mean: Tensor, variance: Tensor, bn: nn.BatchNorm2d) -> Tensor:
+    """||var_running - var|| + ||mean_running - mean||, L2 norms, not squared: one layer's share."""
+    return torch.dist(bn.running_var, variance) + torch.dist(bn.running_mean, mean)
+
+
+class BatchNormLoss:
+    """L_BN of Eq. 16 (Yin et al. 2020): distance to the teacher's stored batch-norm statistics.
+
+    Used as a context, within which each forward pass of ``teacher`` is watched at the *input* of
+    its batch-norm layers; :meth:`loss` is the sum over layers for the newest pass. The hooks are
+    gone when the context ends, whatever happens in it.
+
+    With ``momentum`` (FastDFKD: 0.9) the statistics compared are moving averages: those of this
+    batch blended into those of the batches before, which :meth:`remember` moves on. Small batches
+    need not look like the whole data, only their stream must.
+
+    Raises:
+        InputError: the teacher has no batch-norm layer with running statistics.
+    """
+
+    def __init__(self, teacher: nn.Module, momentum: float = 0.0) -> None:
+        check_range("momentum of the batch statistics", momentum, 0, 0.9999)
+        self.layers = batch_norms(teacher)
+        if not self.layers:
+            raise InputError(
+                "The teacher has no batch-norm layers with running statistics, so L_BN cannot be "
+                "computed: set bn_weight=0, and let L_cls and the image priors do the work."
+            )
+        self.momentum = momentum
+        self.average: dict[str, tuple[Tensor, Tensor]] = {}
+        self._newest: dict[str, tuple[Tensor, Tensor]] = {}
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> BatchNormLoss:
+        for name, bn in self.layers.items():
+            self._handles.append(bn.register_forward_pre_hook(self._watcher(name)))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+        self._newest.clear()
+
+    def _watcher(self, name: str):
+        def watch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self._newest[name] = batch_statistics(inputs[0])
+
+        return watch
+
+    def loss(self) -> Tensor:
+        """The sum over the layers, a scalar with gradient to the images."""
+        if not self._newest:
+            raise InputError("L_BN was asked for before the teacher saw images in this context.")
+        terms = [
+            statistics_distance(*self._blended(name), self.layers[name]) for name in self._newest
+        ]
+        return torch.stack(terms).sum()
+
+    def remember(self) -> None:
+        """Move the averages on to the newest batch: once per batch that is kept."""
+        if self.momentum:
+            self.average = {
+                name: tuple(value.detach() for value in self._blended(name))
+                for name in self._newest
+            }
+
+    def _blended(self, name: str) -> tuple[Tensor, Tensor]:
+        mean, variance = self._newest[name]
+        if name not in self.average:
+            return mean, variance
+        old_mean, old_variance = self.average[name]
+        keep = self.momentum
+        return keep * old_mean + (1 - keep) * mean, keep * old_variance + (1 - keep) * variance
+
+
+def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """L_cls of Eq. 16: cross-entropy of the teacher's logits (B, K) against wanted labels (B,)."""
+    return F.cross_entropy(logits, labels)
+
+
+def adversarial_loss(
+    student_logits: Tensor, teacher_logits: Tensor, agree_only: bool = True
+) -> Tensor:
+    """-L_KD of Eq. 16 at temperature 1: low where the student is far from the teacher.
+
+    ``agree_only`` counts just the images on whose class both agree (FastDFKD's "decision
+    adversarial" form): images that cross a class border are not sought. Mean over all B images.
+    """
+    divergence = kl_divergence(student_logits, teacher_logits, temperature=1.0, reduce=False)
+    if agree_only:
+        divergence = divergence * (student_logits.argmax(1) == teacher_logits.argmax(1))
+    return -divergence.mean()
+
+
+def total_variation(images: Tensor) -> Tensor:
+    """Squared differences of neighbouring pixels (right and below), summed; mean over images."""
+    right = (images[..., :, 1:] - images[..., :, :-1]).square().sum((1, 2, 3))
+    below = (images[..., 1:, :] - images[..., :-1, :]).square().sum((1, 2, 3))
+    return (right + below).mean()
+
+
+def l2_prior(images: Tensor) -> Tensor:
+    """L2 norm of each image, mean over images (B, C, H, W)."""
+    return images.flatten(1).norm(dim=1).mean()

@@ -1,0 +1,79 @@
+"""What every method is: a way to make images, and a loss that the student gets on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data import normalise
+from ..errors import check_range
+from ..kd import kl_divergence
+from ..networks import Layers, NetworkSpec
+
+Logs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a method is given: a frozen teacher, the layers of both networks, and one source of
+    randomness. There is no data in it."""
+
+    teacher: nn.Module
+    teacher_layers: Layers
+    student_layers: Layers
+    spec: NetworkSpec
+    device: torch.device
+    rng: torch.Generator
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] -> what both networks read."""
+        return normalise(images, self.spec.mean, self.spec.std)
+
+    def labels(self, count: int) -> Tensor:
+        """``count`` labels (B,) in random order, each class equally often up to one."""
+        order = torch.randperm(count, generator=self.rng, device=self.device)
+        return order % self.spec.classes
+
+    def latents(self, count: int, z_dim: int) -> Tensor:
+        """z ~ N(0, 1), (B, z_dim)."""
+        return torch.randn(count, z_dim, generator=self.rng, device=self.device)
+
+
+class Method:
+    """Base of the methods. Subclasses give ``Config``, :meth:`synthesise`, and what they keep."""
+
+    Config: type
+
+    def __init__(self, problem: Problem, config: Any) -> None:
+        check_range("temperature", config.temperature, 0, 1000, above=True)
+        self.problem = problem
+        self.config = config
+
+    def synthesise(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs]:
+        """New images (B, C, H, W) in [0, 1], and the losses behind them.
+
+        ``student`` is in eval mode and frozen. During ``warm_up`` it has learnt nothing yet:
+        adversarial terms stay out.
+        """
+        raise NotImplementedError
+
+    def transfer_loss(self, student: nn.Module, images: Tensor) -> tuple[Tensor, Logs]:
+        """The student's loss (scalar) on *normalised* images; Eq. 1 with KL by default."""
+        with torch.no_grad():
+            teacher_logits = self.problem.teacher(images)
+        loss = kl_divergence(student(images), teacher_logits, self.config.temperature)
+        return loss, {"kd": loss.detach()}
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Networks of the method, by name, that a checkpoint keeps."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What else a checkpoint keeps: tensors, numbers, and containers of them."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take :meth:`state_dict` back."""

@@ -1,0 +1,62 @@
+"""What a number is measured against: a student taught on noise, and one taught on given images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .base import Logs, Method
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """Images of independent pixels: what needs neither data nor generator."""
+
+    synthesis_batch: int = 128
+    temperature: float = 20.0  # as the method, Table 1
+
+
+class Noise(Method):
+    """Each pixel normal with the mean and spread of the data, as the teacher's input layer knows.
+
+    What a student learns from it, it learns from the teacher's answers alone.
+    """
+
+    Config = NoiseConfig
+
+    def synthesise(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs]:
+        problem = self.problem
+        shape = (self.config.synthesis_batch, *problem.spec.image_shape)
+        pixels = torch.randn(shape, generator=problem.rng, device=problem.device)
+        mean, std = (
+            torch.tensor(values, device=problem.device)[:, None, None]
+            for values in (problem.spec.mean, problem.spec.std)
+        )
+        return (pixels * std + mean).clamp(0, 1), {}
+
+
+@dataclass(frozen=True)
+class GivenConfig:
+    """Images from elsewhere: the real ones as an upper bound, or another data set."""
+
+    images: Tensor  # uint8 (N, C, H, W)
+    synthesis_batch: int = 128
+    temperature: float = 20.0  # as the method, Table 1
+
+
+class Given(Method):
+    """Draws from given images instead of making any: distillation *with* data (Eq. 1)."""
+
+    Config = GivenConfig
+
+    def synthesise(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs]:
+        pool = self.config.images
+        index = torch.randint(
+            len(pool),
+            (self.config.synthesis_batch,),
+            generator=self.problem.rng,
+            device=self.problem.device,
+        ).to(pool.device)
+        return pool[index].to(self.problem.device).float() / 255, {}

@@ -1,0 +1,133 @@
+"""The method of the book: feature synthesis and spatial consistency (Liang et al. 2024).
+
+The paper gives its method no short name; FSSC, from its title, is ours. An attention generator
+(Eq. 3) learns by meta-learning (Eqs. 7, 8) to make images on which teacher and student disagree
+(Eq. 16); the student learns from the teacher's outputs and from where it looks (Eq. 17).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import check_range
+from ..generator import AttentionGenerator, GeneratorConfig
+from ..inversion import BatchNormLoss, adversarial_loss, class_loss
+from ..kd import kl_divergence
+from ..meta import MetaConfig, MetaLearner
+from ..msarc import MsarcConfig, MsarcLoss
+from ..networks import capture
+from .base import Logs, Method, Problem
+
+
+@dataclass(frozen=True)
+class FsscConfig:
+    """Settings of the method. Table 1 gives few; the rest follows FastDFKD, which it builds on."""
+
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    meta: MetaConfig = field(default_factory=MetaConfig)
+    synthesis_batch: int = 128  # Table 1: batch size
+    kappa: float = 1.0  # Eq. 16; the paper gives none
+    bn_weight: float = 10.0  # FastDFKD
+    bn_momentum: float = 0.9  # FastDFKD: moving average of the batch statistics
+    class_weight: float = 0.5  # FastDFKD
+    adversarial_weight: float = 1.33  # FastDFKD
+    agree_only: bool = True  # FastDFKD's decision-adversarial form; False: Eq. 16's plain KL
+    temperature: float = 20.0  # Table 1
+    beta: float = 1.0  # Eq. 17; the paper gives none, SpaceshipNet 1. 0: without MSARC
+    msarc: MsarcConfig = field(default_factory=MsarcConfig)
+
+    def __post_init__(self) -> None:
+        check_range("synthesis_batch", self.synthesis_batch, 2)
+        for name in ("kappa", "bn_weight", "class_weight", "adversarial_weight", "beta"):
+            check_range(name, getattr(self, name), 0)
+
+
+class Fssc(Method):
+    """See the module. ``generator`` keeps its name and weights through the run."""
+
+    Config = FsscConfig
+
+    def __init__(self, problem: Problem, config: FsscConfig) -> None:
+        super().__init__(problem, config)
+        spec = problem.spec
+        generator = AttentionGenerator(spec.size, spec.channels, config.generator)
+        self.generator = generator.to(problem.device, memory_format=torch.channels_last)
+        self.learner = MetaLearner(self.generator, config.meta)
+        self.bn = BatchNormLoss(problem.teacher, config.bn_momentum) if config.bn_weight else None
+        self.msarc = MsarcLoss(problem.student_layers, problem.teacher_layers, config.msarc)
+
+    def synthesise(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs]:
+        """One task: latents and labels drawn, the generator adapted, its best images kept."""
+        count = self.config.synthesis_batch
+        z = self.problem.latents(count, self.config.generator.z_dim)
+        task = _Task(self, student, self.problem.labels(count), warm_up)
+        self.generator.train()
+        if self.bn is None:
+            self.learner.step(task, z)
+            return task.images, task.logs
+        with self.bn:
+            self.learner.step(task, z)
+            self.bn.remember()
+        return task.images, task.logs
+
+    def generator_loss(
+        self, images: Tensor, labels: Tensor, student: nn.Module, warm_up: bool
+    ) -> tuple[Tensor, Logs]:
+        """Eq. 16 for images (B, C, H, W) in [0, 1]; within the context of ``self.bn``."""
+        config = self.config
+        x = self.problem.normalise(images)
+        teacher_logits = self.problem.teacher(x)
+        parts = {"cls": class_loss(teacher_logits, labels)}
+        loss = config.kappa * config.class_weight * parts["cls"]
+        if self.bn is not None:
+            parts["bn"] = self.bn.loss()
+            loss = loss + config.kappa * config.bn_weight * parts["bn"]
+        if config.adversarial_weight and not warm_up:
+            parts["adv"] = adversarial_loss(student(x), teacher_logits, config.agree_only)
+            loss = loss + config.adversarial_weight * parts["adv"]
+        return loss, {name: part.detach() for name, part in parts.items()}
+
+    def transfer_loss(self, student: nn.Module, images: Tensor) -> tuple[Tensor, Logs]:
+        """Eq. 17: L_KD + beta L_MSARC on normalised images."""
+        if not self.config.beta:
+            return super().transfer_loss(student, images)
+        teacher_logits, teacher_maps = self.msarc.teacher_maps(self.problem.teacher, images)
+        with capture(student, self.msarc.student_layers.stages) as features:
+            logits = student(images)
+        kd = kl_divergence(logits, teacher_logits, self.config.temperature)
+        msarc = self.msarc(student, features, logits, teacher_logits, teacher_maps)
+        return kd + self.config.beta * msarc, {"kd": kd.detach(), "msarc": msarc.detach()}
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"generator": self.generator}
+
+    def state_dict(self) -> dict[str, Any]:
+        average = {} if self.bn is None else self.bn.average
+        return {"outer": self.learner.outer.state_dict(), "bn_average": average}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.learner.outer.load_state_dict(state["outer"])
+        if self.bn is not None:
+            self.bn.average = state["bn_average"]
+
+
+class _Task:
+    """Eq. 16 on one batch of labels, as a meta-learning task; keeps the images of lowest loss."""
+
+    def __init__(self, method: Fssc, student: nn.Module, labels: Tensor, warm_up: bool) -> None:
+        self.method, self.student, self.labels, self.warm_up = method, student, labels, warm_up
+        self.best = torch.inf
+        self.images: Tensor = torch.empty(0)
+        self.logs: Logs = {}
+
+    def __call__(self, generate: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+        images = generate(z)
+        loss, logs = self.method.generator_loss(images, self.labels, self.student, self.warm_up)
+        if not self.images.numel() or loss.item() < self.best:
+            self.best, self.images, self.logs = loss.item(), images.detach(), logs
+        return loss
