@@ -46,9 +46,9 @@ def predict(
         Logits (N, K) and labels (N,), both on the CPU.
 
     Raises:
-        InputError: an empty split; an output that is not (B, K); NaN or infinite logits.
+        InputError: an empty split; an output that is not (B, K); NaN or infinite logits; a batch
+            size below 1.
     """
-    check_range("batch_size", batch_size, low=1)
     logits, labels = [], []
     with evaluating(model):
         for images, wanted in split.batches(batch_size, device=device):

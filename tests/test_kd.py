@@ -63,8 +63,8 @@ def test_jensen_shannon_is_scipys_distance_squared(temperature: float, classes: 
 
 
 def test_jensen_shannon_of_opposites_is_ln_2_and_is_finite() -> None:
-    a = torch.tensor([[2000.0, 0.0]])
-    assert kd.jensen_shannon(a, -a).item() == pytest.approx(math.log(2), rel=1e-6)
+    a, b = torch.tensor([[2000.0, 0.0, 0.0]]), torch.tensor([[0.0, 2000.0, 0.0]])
+    assert kd.jensen_shannon(a, b).item() == pytest.approx(math.log(2), rel=1e-6)
 
 
 def test_squared_errors_against_numpy() -> None:
