@@ -1,0 +1,36 @@
+"""dfkd_lite: data-free knowledge distillation, small enough to read.
+
+>>> from dfkd_lite import load, teach, distill, preset
+>>> lite = preset("lite")
+>>> data = load("digits")
+>>> teacher, spec, _ = teach(lite.teacher, data, lite.teach)
+>>> result = distill(teacher, lite.student, spec, lite.distill, lite.method)
+"""
+
+from .data import load, normalise
+from .distill import Distillation, DistillConfig, distill
+from .errors import InputError
+from .evaluate import evaluate
+from .methods import FsscConfig
+from .networks import NetworkSpec, build
+from .presets import override, preset
+from .teach import TeachConfig, teach
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DistillConfig",
+    "Distillation",
+    "FsscConfig",
+    "InputError",
+    "NetworkSpec",
+    "TeachConfig",
+    "build",
+    "distill",
+    "evaluate",
+    "load",
+    "normalise",
+    "override",
+    "preset",
+    "teach",
+]

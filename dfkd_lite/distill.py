@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from .checkpoint import check_finite, load_checkpoint, save_checkpoint
-from .devices import resolve_device, seeded
+from .devices import placed, resolve_device, seeded
 from .errors import InputError, check_range
 from .image_pool import ImagePool
 from .methods import FsscConfig, Problem, create
@@ -98,13 +98,12 @@ class Distillation:
     def __post_init__(self) -> None:
         config, spec = self.config, self.spec
         self._device = resolve_device(self.device)
-        place = {"device": self._device, "memory_format": torch.channels_last}
-        check_finite("teacher", self.teacher)
-        self.teacher = self.teacher.to(**place).eval().requires_grad_(False)
+        check_finite("The teacher", self.teacher)
+        self.teacher = placed(self.teacher, self._device).eval().requires_grad_(False)
         with seeded(config.seed):
             if isinstance(self.student, str):
                 self.student = build(self.student, spec.classes, spec.channels, spec.size)
-            self.network: nn.Module = self.student.to(**place)
+            self.network: nn.Module = placed(self.student, self._device)
             check_pair(self.teacher, self.network, spec)
             problem = Problem(
                 self.teacher,
@@ -151,8 +150,7 @@ class Distillation:
                 shown = {k: row[k] for k in ("kd", "adv", "accuracy") if k in row}
                 bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
                 bar.update()
-                last = self.episode == total
-                if folder is not None and (last or self.episode % self.config.checkpoint_every == 0):
+                if folder is not None and self._due(self.config.checkpoint_every):
                     self._save(Path(folder))
         modules = {name: module.eval() for name, module in self.running.modules().items()}
         return Result(self.evaluated_student.eval(), modules, self.pool, self.history)
@@ -174,7 +172,7 @@ class Distillation:
         row = {name: float(torch.stack(values).mean()) for name, values in logs.items()}
         self._check_losses(row)
         row = {"episode": self.episode, **row, "seconds": time.perf_counter() - start}
-        if self.measure and (self._measuring() or self.episode == self.config.episodes):
+        if self.measure and self._due(self.config.measure_every):
             with evaluating(self.evaluated_student) as student:
                 row |= self.measure(student)
         self.history.append(row)
@@ -201,8 +199,8 @@ class Distillation:
             self.average.update_parameters(self.network)
         return logs
 
-    def _measuring(self) -> bool:
-        return self.episode > self.config.warm_up and self.episode % self.config.measure_every == 0
+    def _due(self, every: int) -> bool:
+        return self.episode % every == 0 or self.episode == self.config.episodes
 
     def _check_losses(self, row: dict[str, float]) -> None:
         for name, value in row.items():
@@ -271,8 +269,8 @@ def distill(
     """Distil ``teacher`` into ``student`` without data. Options as :class:`Distillation`'s fields
     and :meth:`Distillation.run`'s arguments; the seed is ``config.seed``."""
     running = {k: options.pop(k) for k in ("folder", "resume", "progress") if k in options}
-    settings = {"config": config or DistillConfig(), "method": method or FsscConfig()}
-    return Distillation(teacher, student, spec, **settings, **options).run(**running)
+    config, method = config or DistillConfig(), method or FsscConfig()
+    return Distillation(teacher, student, spec, config, method, **options).run(**running)
 
 
 def learning_rate(config: DistillConfig, share: float) -> float:
@@ -286,7 +284,7 @@ def learning_rate(config: DistillConfig, share: float) -> float:
 
 
 @contextmanager
-def frozen(network: nn.Module):
+def frozen(network: nn.Module) -> Iterator[None]:
     """Eval mode and no gradients to the weights for the block; both put back after it."""
     wanted = [p for p in network.parameters() if p.requires_grad]
     with evaluating(network):

@@ -115,7 +115,9 @@ class AttentionGenerator(nn.Module):
         self.stem_bn = nn.BatchNorm2d(width)
         outs = [width] * (len(self.sizes) - 2) + [config.width]
         ins = [width, *outs[:-1]]
-        self.blocks = nn.ModuleList(_block(i, o, config) for i, o in zip(ins, outs, strict=True))
+        pairs = list(zip(ins, outs, strict=True))
+        self.doublings = nn.ModuleList(_doubling(i, o, config) for i, o in pairs)
+        self.blocks = nn.ModuleList(_block(i, o, config) for i, o in pairs)
         self.to_image = nn.Conv2d(config.width, channels, 3, padding=1)
         # Made last: with the same seed, the plain generator starts from the same weights.
         self.attentions = nn.ModuleList(
@@ -129,13 +131,16 @@ class AttentionGenerator(nn.Module):
     @property
     def lam(self) -> float:
         """lambda of Eq. 6 in every block (0 without attention); setting it takes effect at once."""
-        return self.attentions[0].lam if self.attentions else 0.0
+        return next((attention.lam for attention in self._attentions()), 0.0)
 
     @lam.setter
     def lam(self, value: float) -> None:
         check_range("lam (lambda of Eq. 6)", value, 0, 1000)
-        for attention in self.attentions:
+        for attention in self._attentions():
             attention.lam = value
+
+    def _attentions(self) -> list[SpatialAttention]:
+        return [module for module in self.attentions if isinstance(module, SpatialAttention)]
 
     @property
     def attention_names(self) -> list[str]:
@@ -145,9 +150,9 @@ class AttentionGenerator(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         start = self.sizes[0]
         x = self.stem_bn(self.stem(z).view(z.shape[0], -1, start, start))
-        for number, (block, size) in enumerate(zip(self.blocks, self.sizes[1:], strict=True)):
-            x = block[0](x)[:, :, :size, :size]  # doubled, cut where the size is odd
-            x = block[1](x)
+        for number, size in enumerate(self.sizes[1:]):
+            x = self.doublings[number](x)[:, :, :size, :size]  # cut where the size is odd
+            x = self.blocks[number](x)
             if self.attentions:
                 x = self.attentions[number](x)
         return torch.sigmoid(self.to_image(x))
@@ -161,15 +166,18 @@ def _sizes(size: int) -> list[int]:
     return sizes
 
 
-def _block(channels_in: int, channels_out: int, config: GeneratorConfig) -> nn.Sequential:
-    """[doubling, the rest]: apart, since odd sizes are cut between the two."""
-    finish: list[nn.Module] = [nn.BatchNorm2d(channels_out), nn.LeakyReLU(0.2, inplace=True)]
+def _doubling(channels_in: int, channels_out: int, config: GeneratorConfig) -> nn.Module:
     if config.upsample == "transposed":
-        up: nn.Module = nn.ConvTranspose2d(channels_in, channels_out, 4, 2, 1, bias=False)
-    else:
-        up = nn.Upsample(scale_factor=2.0, mode="nearest")
-        finish.insert(0, nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False))
-    return nn.Sequential(up, nn.Sequential(*finish))
+        return nn.ConvTranspose2d(channels_in, channels_out, 4, 2, 1, bias=False)
+    return nn.Upsample(scale_factor=2.0, mode="nearest")
+
+
+def _block(channels_in: int, channels_out: int, config: GeneratorConfig) -> nn.Sequential:
+    """What follows a doubling; a transposed convolution has done the convolving already."""
+    layers: list[nn.Module] = [nn.BatchNorm2d(channels_out), nn.LeakyReLU(0.2, inplace=True)]
+    if config.upsample == "nearest":
+        layers.insert(0, nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False))
+    return nn.Sequential(*layers)
 
 
 def _conv_bn_relu(convolution: nn.Conv2d | nn.ConvTranspose2d) -> nn.Sequential:

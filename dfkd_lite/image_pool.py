@@ -73,9 +73,7 @@ class ImagePool:
         if not len(self):
             raise InputError("The image pool is empty: synthesise before sampling.")
         check_range("shift", shift, 0, min(self._pixels.shape[1:3]) - 1)
-        index = torch.randint(
-            len(self), (batch_size,), generator=rng, device=self._pixels.device
-        )
+        index = torch.randint(len(self), (batch_size,), generator=rng, device=self._pixels.device)
         return augment(self._pixels, index, rng, shift, flip).float().div_(255)
 
     def state_dict(self) -> dict[str, Tensor | int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +19,13 @@ class _BatchStatistics(torch.autograd.Function):
     """Mean and variance whose backward is one pass over x; autograd's own takes four."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
         ctx.save_for_backward(x, mean)
         return mean, variance
 
     @staticmethod
-    def backward(ctx, grad_mean: Tensor, grad_variance: Tensor) -> Tensor:
+    def backward(ctx: Any, grad_mean: Tensor, grad_variance: Tensor) -> Tensor:
         x, mean = ctx.saved_tensors
         count = x.numel() // x.shape[1]
         # d mean / dx = 1/n and d var / dx = 2 (x - mean) / n: together scale * x + offset.
@@ -39,6 +41,7 @@ def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def statistics_distance(mean: Tensor, variance: Tensor, bn: nn.BatchNorm2d) -> Tensor:
     """||var_running - var|| + ||mean_running - mean||, L2 norms, not squared: one layer's share."""
+    assert bn.running_mean is not None and bn.running_var is not None  # see batch_norms
     return torch.dist(bn.running_var, variance) + torch.dist(bn.running_mean, mean)
 
 
@@ -85,7 +88,7 @@ class BatchNormLoss:
             self._handles.pop().remove()
         self._newest.clear()
 
-    def _watcher(self, name: str):
+    def _watcher(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def watch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             self._newest[name] = batch_statistics(inputs[0])
 
@@ -103,10 +106,8 @@ class BatchNormLoss:
     def remember(self) -> None:
         """Move the averages on to the newest batch: once per batch that is kept."""
         if self.momentum:
-            self.average = {
-                name: tuple(value.detach() for value in self._blended(name))
-                for name in self._newest
-            }
+            blended = {name: self._blended(name) for name in self._newest}
+            self.average = {name: (m.detach(), v.detach()) for name, (m, v) in blended.items()}
 
     def _blended(self, name: str) -> tuple[Tensor, Tensor]:
         mean, variance = self._newest[name]

@@ -10,7 +10,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .data import ImageData, normalise
-from .devices import resolve_device, seeded
+from .devices import placed, resolve_device, seeded
 from .errors import InputError, check_range
 from .image_pool import augment
 from .networks import NetworkSpec, build
@@ -55,7 +55,7 @@ def teach(
     target = resolve_device(device)
     with seeded(config.seed):
         model = build(network, data.classes, data.channels, data.size)
-    model = model.to(target, memory_format=torch.channels_last).train()
+    model = placed(model, target).train()
     rng = torch.Generator(target).manual_seed(config.seed)
     order = torch.Generator().manual_seed(config.seed)
     steps = -(-len(data.train) // config.batch_size)

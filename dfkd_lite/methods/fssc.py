@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..devices import placed
 from ..errors import check_range
 from ..generator import AttentionGenerator, GeneratorConfig
 from ..inversion import BatchNormLoss, adversarial_loss, class_loss
@@ -56,7 +57,7 @@ class Fssc(Method):
         super().__init__(problem, config)
         spec = problem.spec
         generator = AttentionGenerator(spec.size, spec.channels, config.generator)
-        self.generator = generator.to(problem.device, memory_format=torch.channels_last)
+        self.generator = placed(generator, problem.device)
         self.learner = MetaLearner(self.generator, config.meta)
         self.bn = BatchNormLoss(problem.teacher, config.bn_momentum) if config.bn_weight else None
         self.msarc = MsarcLoss(problem.student_layers, problem.teacher_layers, config.msarc)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, choose
-
 
 _POOLINGS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
@@ -119,7 +118,7 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _keeper(features: dict[str, Tensor], name: str):
+def _keeper(features: dict[str, Tensor], name: str) -> Callable[[nn.Module, object, Tensor], None]:
     def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
         features[name] = output
 

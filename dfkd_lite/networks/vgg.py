@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import chain, pairwise
+
 from torch import Tensor, nn
 
 from ..errors import InputError
-
-_STAGES = ((64,), (128,), (256, 256), (512, 512), (512, 512))  # VGG-11, configuration A
 
 
 class VGG(nn.Module):
@@ -18,22 +18,25 @@ class VGG(nn.Module):
 
     def __init__(self, classes: int = 10, channels: int = 3) -> None:
         super().__init__()
-        width = channels
-        for number, widths in enumerate(_STAGES, start=1):
-            layers: list[nn.Module] = [] if number == 1 else [nn.MaxPool2d(2)]
-            for channels_out in widths:
-                layers += _convolution(width, channels_out)
-                width = channels_out
-            self.add_module(f"stage{number}", nn.Sequential(*layers))
+        self.stage1 = nn.Sequential(*_convolution(channels, 64))
+        self.stage2 = _stage(64, 128)
+        self.stage3 = _stage(128, 256, 256)
+        self.stage4 = _stage(256, 512, 512)
+        self.stage5 = _stage(512, 512, 512)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        self.fc = nn.Linear(width, classes)
+        self.fc = nn.Linear(512, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         if min(x.shape[-2:]) < 16:
-            raise InputError(f"VGG-11 halves its input four times: 16 px or more, not {x.shape[-1]}.")
+            raise InputError(f"VGG-11 halves its input 4 times: 16 px or more, not {x.shape[-1]}.")
         x = self.stage5(self.stage4(self.stage3(self.stage2(self.stage1(x)))))
         return self.fc(self.flatten(self.pool(x)))
+
+
+def _stage(*widths: int) -> nn.Sequential:
+    convolutions = [_convolution(i, o) for i, o in pairwise(widths)]
+    return nn.Sequential(nn.MaxPool2d(2), *chain.from_iterable(convolutions))
 
 
 def _convolution(channels_in: int, channels_out: int) -> list[nn.Module]:

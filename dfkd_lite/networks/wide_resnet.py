@@ -22,8 +22,9 @@ class PreActivationBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels_out)
         self.relu2 = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False)
-        same = stride == 1 and channels_in == channels_out
-        self.shortcut = None if same else nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
+        self.shortcut = None
+        if stride != 1 or channels_in != channels_out:
+            self.shortcut = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         activated = self.relu1(self.bn1(x))

@@ -1,0 +1,7 @@
+"""``python -m dfkd_lite`` is the command ``dfkd``."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

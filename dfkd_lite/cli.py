@@ -1,0 +1,223 @@
+"""The command ``dfkd``: teach a teacher, distil it without its data, evaluate both."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .checkpoint import load_network, save_network, write_json
+from .data import ImageData, load, names
+from .devices import resolve_device
+from .distill import Distillation, Measure
+from .errors import InputError, choose
+from .evaluate import accuracy, evaluate, predict
+from .methods import METHODS
+from .networks import NETWORKS, NetworkSpec
+from .presets import PRESETS, override, preset
+from .teach import teach
+
+EXAMPLES = """\
+from no files at all to a student, on two cores in about two minutes:
+  dfkd teach --data digits --out runs/teacher.safetensors
+  dfkd distill --teacher runs/teacher.safetensors --out runs/student --watch digits
+  dfkd evaluate --network runs/student/student.safetensors --data digits \\
+      --teacher runs/teacher.safetensors
+
+distil sees the teacher's file and nothing else: --watch measures the student on held-out images as
+it learns, for your eyes; no step and no choice of checkpoint depends on it.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code (2 for input that cannot be used, 130 for Ctrl-C)."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except InputError as error:
+        print(f"dfkd: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        hint = " Continue with --resume." if options.run is _distill else ""
+        print(f"\ndfkd: stopped.{hint}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _teach(options: argparse.Namespace) -> None:
+    chosen = preset(options.preset)
+    config = override(chosen.teach, [f"seed={options.seed}", *options.set])
+    data = _data(options)
+    network = options.network or chosen.teacher
+    model, spec, history = teach(network, data, config, options.device)
+    device = resolve_device(options.device)
+    right = accuracy(*predict(model, data.test, spec.mean, spec.std, device=device))
+    notes = {"data": data.name, "config": repr(config), "test_accuracy": f"{right:.4f}"}
+    save_network(options.out, model, spec, notes)
+    print(f"{network} on {data.name}: test accuracy {right:.2%} after {len(history)} epochs")
+    print(f"saved to {options.out}")
+
+
+def _distill(options: argparse.Namespace) -> None:
+    teacher, spec = load_network(options.teacher)
+    chosen = preset(options.preset)
+    config = override(chosen.distill, [f"seed={options.seed}", *_for(options.set, "")])
+    method = _method(options, chosen.method)
+    student = options.student or chosen.student
+    watched = _watched(options, spec)
+    run = Distillation(
+        teacher,
+        student,
+        spec,
+        config,
+        method,
+        options.device,
+        measure=None if watched is None else _accuracy_on(watched, spec, options.device),
+    )
+    folder = Path(options.out)
+    result = run.run(folder / "checkpoints", resume=options.resume)
+    student_spec = NetworkSpec(**{**vars(spec), "network": student})
+    notes = {"teacher": str(options.teacher), "config": repr(config), "method": repr(method)}
+    save_network(folder / "student.safetensors", result.student, student_spec, notes)
+    write_json(folder / "history.json", result.history)
+    last = result.history[-1]
+    print(", ".join(f"{name} {value:.4g}" for name, value in last.items()))
+    print(f"saved to {folder / 'student.safetensors'} (the last step's weights)")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    model, spec = load_network(options.network)
+    teacher = load_network(options.teacher)[0] if options.teacher else None
+    data = _data(options, size=spec.size)
+    _check_data(data, spec)
+    split = {"test": data.test, "train": data.train, "val": data.val}[options.split]
+    if split is None:
+        raise InputError(f"{data.name} has no split '{options.split}': use test or train.")
+    device = resolve_device(options.device)
+    report = evaluate(
+        model.to(device), split, spec, None if teacher is None else teacher.to(device)
+    )
+    print(f"{spec.network} on {len(split)} images of {data.name} ({options.split})")
+    for name, value in report.items():
+        if isinstance(value, float):
+            print(f"  {name:16} {value:.4f}")
+    print("  confusion (rows: true class)")
+    for row in report["confusion"]:
+        print("    " + " ".join(f"{count:5d}" for count in row))
+    if options.json:
+        write_json(options.json, report)
+
+
+def _method(options: argparse.Namespace, default: Any) -> Any:
+    name = choose("method", options.method, [m for m in METHODS if m != "given"])
+    config = METHODS[name].Config
+    settings = default if isinstance(default, config) else config()
+    return override(settings, _for(options.set, "method."))
+
+
+def _for(assignments: list[str], prefix: str) -> list[str]:
+    """The assignments that start with ``prefix``, without it; "" stands for those of the loop."""
+    mine = [a for a in assignments if a.startswith("method.") == bool(prefix)]
+    return [a.removeprefix(prefix) for a in mine]
+
+
+def _data(options: argparse.Namespace, size: int | None = None) -> ImageData:
+    return load(options.data, options.data_root, options.size or size, options.download)
+
+
+def _watched(options: argparse.Namespace, spec: NetworkSpec) -> ImageData | None:
+    if options.watch is None:
+        return None
+    data = load(options.watch, options.data_root, spec.size, options.download)
+    _check_data(data, spec)
+    return data
+
+
+def _check_data(data: ImageData, spec: NetworkSpec) -> None:
+    if (data.classes, data.channels) != (spec.classes, spec.channels):
+        raise InputError(
+            f"{data.name} has {data.classes} classes and {data.channels} channels, the network "
+            f"{spec.classes} and {spec.channels}: give the kind of data it was trained on."
+        )
+
+
+def _accuracy_on(data: ImageData, spec: NetworkSpec, device: str) -> Measure:
+    def measure(model: nn.Module) -> dict[str, float]:
+        target = resolve_device(device)
+        return {"accuracy": accuracy(*predict(model, data.test, spec.mean, spec.std, 256, target))}
+
+    return measure
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dfkd",
+        description="Data-free knowledge distillation: a student from a teacher alone.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add = _common(commands, "teach", _teach, "train a teacher on real data and save it")
+    _data_options(add, required=False)
+    add.add_argument("--network", help=f"{', '.join(NETWORKS)} or any wrn-d-k (the preset's)")
+    add.add_argument("--out", default="runs/teacher.safetensors", help="file (%(default)s)")
+    _run_options(add, "epochs=20")
+
+    add = _common(commands, "distill", _distill, "distil a saved teacher into a student")
+    add.add_argument("--teacher", required=True, help="file written by dfkd teach")
+    add.add_argument("--student", help=f"{', '.join(NETWORKS)} or any wrn-d-k (the preset's)")
+    add.add_argument("--method", default="fssc", help="fssc, or noise as a baseline (%(default)s)")
+    add.add_argument("--out", default="runs/student", help="folder to write (%(default)s)")
+    add.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    add.add_argument("--watch", metavar="DATA", help="measure on this data's test images")
+    add.add_argument("--data-root", help="folder of data sets ($DFKD_DATA, or data/downloads)")
+    add.add_argument("--download", action="store_true", help="fetch what is missing of --watch")
+    _run_options(add, "episodes=50 or method.beta=0 or method.generator.attention.lam=0.3")
+
+    add = _common(commands, "evaluate", _evaluate, "measure a saved network on real images")
+    add.add_argument("--network", required=True, help="file written by dfkd teach or distill")
+    add.add_argument("--teacher", help="file of its teacher: adds agreement with it")
+    _data_options(add, required=True)
+    add.add_argument("--split", default="test", choices=("test", "val", "train"))
+    add.add_argument("--json", help="also write the report to this file")
+    return parser
+
+
+def _common(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=text, description=f"{text[0].upper()}{text[1:]}.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (auto: a GPU if any)")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _data_options(parser: argparse.ArgumentParser, required: bool) -> None:
+    known = ", ".join(names())
+    parser.add_argument(
+        "--data",
+        required=required,
+        default=None if required else "digits",
+        help=f"a folder of class folders, an .npz file, or one of {known}",
+    )
+    parser.add_argument("--data-root", help="folder of data sets ($DFKD_DATA, or data/downloads)")
+    parser.add_argument("--size", type=int, help="side of the images in pixels")
+    parser.add_argument("--download", action="store_true", help="fetch what is missing")
+
+
+def _run_options(parser: argparse.ArgumentParser, example: str) -> None:
+    parser.add_argument("--preset", default="lite", help=f"{', '.join(PRESETS)} (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="governs the whole run (%(default)s)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE",
+        help=f"change a setting of the preset, e.g. {example}; may be repeated",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

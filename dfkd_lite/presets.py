@@ -1,0 +1,128 @@
+"""Whole settings by name, and changing single ones by name: ``method.beta=0``."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from .distill import DistillConfig
+from .errors import InputError, choose
+from .generator import GeneratorConfig
+from .meta import MetaConfig
+from .methods import FsscConfig
+from .teach import TeachConfig
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a reader's machine allows: networks, and the settings of teacher, loop and method."""
+
+    teacher: str
+    student: str
+    teach: TeachConfig
+    distill: DistillConfig
+    method: FsscConfig
+
+
+PRESETS: dict[str, Preset] = {
+    # Two cores, the digits, a minute. Measured in data/records/.
+    "lite": Preset(
+        teacher="wrn-16-1",
+        student="wrn-10-1",
+        teach=TeachConfig(epochs=15, batch_size=64, shift=1, flip=False),
+        distill=DistillConfig(
+            episodes=100,
+            warm_up=5,
+            student_steps=10,
+            batch_size=64,
+            shift=1,
+            flip=False,
+            pool_size=10_000,
+        ),
+        method=FsscConfig(
+            synthesis_batch=64, adversarial_weight=1.0, generator=GeneratorConfig(width=32)
+        ),
+    ),
+    # One GPU, minutes.
+    "colab": Preset(
+        teacher="wrn-16-2",
+        student="wrn-16-1",
+        teach=TeachConfig(epochs=35),
+        distill=DistillConfig(episodes=130, warm_up=5, student_steps=60),
+        method=FsscConfig(
+            synthesis_batch=256,
+            class_weight=1.0,
+            adversarial_weight=1.1,
+            meta=MetaConfig(steps=4),
+        ),
+    ),
+    # The paper's networks; where it is silent on the budget, FastDFKD's.
+    "paper": Preset(
+        teacher="wrn-40-2",
+        student="wrn-16-1",
+        teach=TeachConfig(epochs=200),
+        distill=DistillConfig(),
+        method=FsscConfig(),
+    ),
+}
+
+
+def preset(name: str) -> Preset:
+    """``lite``, ``colab`` or ``paper``.
+
+    Raises:
+        InputError: unknown name; the nearest is offered.
+    """
+    return PRESETS[choose("preset", name, PRESETS)]
+
+
+def override(settings: Any, assignments: list[str]) -> Any:
+    """Settings (a dataclass, nested or not) with ``name=value`` or ``part.name=value`` replaced.
+
+    Values are Python literals; a bare word is a string.
+
+    Raises:
+        InputError: no such setting (the nearest is offered), or a value of the wrong type.
+    """
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise InputError(f"'{assignment}' is not a setting: write name=value.")
+        settings = _replace(settings, path.strip().split("."), _literal(text.strip()))
+    return settings
+
+
+def _replace(settings: Any, path: list[str], value: Any) -> Any:
+    fields = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    name = choose("setting", path[0], fields)
+    old = fields[name]
+    if len(path) > 1:
+        if not dataclasses.is_dataclass(old):
+            raise InputError(f"'{name}' has no settings inside: write {name}=value.")
+        return dataclasses.replace(settings, **{name: _replace(old, path[1:], value)})
+    return dataclasses.replace(settings, **{name: _converted(name, old, value)})
+
+
+def _converted(name: str, old: Any, value: Any) -> Any:
+    """``value`` as the type of the setting's old value; None may become anything, and anything
+    that may be None says so by its own check."""
+    if isinstance(old, bool) or isinstance(value, bool):
+        fits = isinstance(old, bool | None) and isinstance(value, bool)
+    elif isinstance(old, float):
+        fits, value = isinstance(value, int | float), value
+    elif dataclasses.is_dataclass(old):
+        fits = value is None  # such as generator.attention=None
+    else:
+        fits = old is None or value is None or isinstance(value, type(old))
+    if not fits:
+        raise InputError(f"'{name}' is {old!r} by default; it cannot be {value!r}.")
+    return float(value) if isinstance(old, float) else value
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

@@ -1,0 +1,258 @@
+"""Figures: image grids, curves, maps over images, sliders. Plain functions of plain data.
+
+matplotlib draws what stands still, plotly what a reader may move; both render without a network.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+import plotly.graph_objects as go
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from .cam import upsample
+from .errors import InputError
+from .networks import capture, evaluating
+
+if TYPE_CHECKING:
+    from .generator import AttentionGenerator
+
+#: One colour for each role throughout the book, from Okabe & Ito's colour-safe palette.
+COLOURS = {
+    "teacher": "#0072B2",
+    "student": "#D55E00",
+    "generator": "#009E73",
+    "real": "#56B4E9",
+    "synthetic": "#CC79A7",
+    "noise": "#999999",
+    "untrained": "#666666",
+}
+
+
+def to_pixels(images: Tensor) -> np.ndarray:
+    """Images (B, C, H, W), uint8 or float in [0, 1] -> uint8 (B, H, W, 3); one channel is grey."""
+    if images.dim() != 4 or images.shape[1] not in (1, 3):
+        raise InputError(
+            f"Images to draw are (B, 1, H, W) or (B, 3, H, W), not {tuple(images.shape)}."
+        )
+    if images.dtype != torch.uint8:
+        images = images.detach().clamp(0, 1).mul(255).round().to(torch.uint8)
+    return images.cpu().permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
+
+
+def tile(images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
+    """Images side by side, ``columns`` in a row, ``gap`` white pixels between: uint8 (H, W, 3)."""
+    pixels = to_pixels(images)
+    count, height, width = pixels.shape[:3]
+    rows = -(-count // columns)
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for number, image in enumerate(pixels):
+        top, left = number // columns * (height + gap), number % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def image_grid(images: Tensor, titles: Sequence[str] | None = None, columns: int = 8) -> Figure:
+    """Images (B, C, H, W) in rows of ``columns``, each with its title."""
+    pixels = to_pixels(images)
+    rows = -(-len(pixels) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(columns, 1.15 * rows), squeeze=False)
+    for number, axis in enumerate(axes.flat):
+        axis.axis("off")
+        if number < len(pixels):
+            axis.imshow(pixels[number], interpolation="nearest")
+            if titles is not None:
+                axis.set_title(titles[number], fontsize=8)
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
+def cam_overlay(
+    images: Tensor, rows: Mapping[str, Tensor], titles: Sequence[str] | None = None
+) -> Figure:
+    """Each row of maps (B, h, w) over the same images (B, C, H, W), the plain images above.
+
+    A map is scaled to its own largest absolute value: red speaks for the class, blue against.
+    """
+    pixels = to_pixels(images)
+    count, height, width = pixels.shape[:3]
+    figure, axes = plt.subplots(
+        1 + len(rows), count, figsize=(1.1 * count, 1.15 * (1 + len(rows))), squeeze=False
+    )
+    for number, axis in enumerate(axes[0]):
+        axis.imshow(pixels[number], interpolation="nearest")
+        if titles is not None:
+            axis.set_title(titles[number], fontsize=8)
+    for line, (name, maps) in zip(axes[1:], rows.items(), strict=True):
+        large = upsample(maps.detach().cpu().float(), (height, width)).numpy()
+        for number, axis in enumerate(line):
+            scale = max(float(np.abs(large[number]).max()), 1e-12)
+            axis.imshow(pixels[number], interpolation="nearest")
+            axis.imshow(large[number] / scale, cmap="coolwarm", vmin=-1, vmax=1, alpha=0.6)
+        line[0].set_ylabel(name, fontsize=8, color=COLOURS.get(name, "black"))
+    axes[0][0].set_ylabel("image", fontsize=8)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
+def training_curves(
+    histories: Mapping[str, Sequence[Mapping[str, float]]], value: str, label: str, unit: str = ""
+) -> go.Figure:
+    """``value`` of each history (rows with ``episode``) against the episode; rows without it are
+    passed over. ``label`` names the y axis, with ``unit`` in brackets."""
+    figure = go.Figure()
+    for name, history in histories.items():
+        rows = [row for row in history if value in row]
+        figure.add_scatter(
+            x=[row["episode"] for row in rows],
+            y=[row[value] for row in rows],
+            name=name,
+            mode="lines+markers" if len(rows) < 40 else "lines",
+            line={"color": COLOURS.get(name)},
+        )
+    figure.update_layout(
+        xaxis_title="episode", yaxis_title=f"{label} [{unit}]" if unit else label, **_LAYOUT
+    )
+    return figure
+
+
+def loss_landscape(
+    kappas: Sequence[float], betas: Sequence[float], values: np.ndarray, label: str
+) -> go.Figure:
+    """A heat map of ``values`` (len(kappas), len(betas)) measured on a grid of kappa (Eq. 16) and
+    beta (Eq. 17); each cell shows its number, a missing one (NaN) stays empty."""
+    values = np.asarray(values, dtype=float)
+    if values.shape != (len(kappas), len(betas)):
+        raise InputError(
+            f"values has shape {values.shape}; give one number for each of the {len(kappas)} "
+            f"kappas and {len(betas)} betas."
+        )
+    figure = go.Figure(
+        go.Heatmap(
+            z=values,
+            x=[f"{beta:g}" for beta in betas],
+            y=[f"{kappa:g}" for kappa in kappas],
+            texttemplate="%{z:.3g}",
+            colorscale="Viridis",
+            colorbar={"title": label},
+        )
+    )
+    figure.update_layout(xaxis_title="β (MSARC)", yaxis_title="κ (L_BN + L_cls)", **_LAYOUT)
+    return figure
+
+
+def image_slider(
+    sheets: Mapping[str, np.ndarray], name: str, notes: Mapping[str, str] | None = None
+) -> go.Figure:
+    """One picture (H, W, 3) uint8 a slider position; works in a page without any kernel.
+
+    ``sheets`` maps the label of a position to its picture, all of one size; ``name`` says what the
+    slider moves; ``notes`` gives a title for each position.
+    """
+    labels = list(sheets)
+    if not labels:
+        raise InputError("A slider needs at least one picture.")
+    height, width = sheets[labels[0]].shape[:2]
+    notes = notes or {}
+    frames = [
+        go.Frame(
+            name=label,
+            data=[go.Image(source=data_uri(sheet))],
+            layout={"title": {"text": notes.get(label, "")}},
+        )
+        for label, sheet in sheets.items()
+    ]
+    how = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}}
+    steps = [{"label": label, "method": "animate", "args": [[label], how]} for label in labels]
+    figure = go.Figure(data=frames[0].data, frames=frames)
+    figure.update_layout(**_LAYOUT)
+    figure.update_layout(
+        title={"text": notes.get(labels[0], "")},
+        sliders=[{"steps": steps, "currentvalue": {"prefix": f"{name} = "}, "pad": {"t": 10}}],
+        xaxis={"visible": False, "range": [-0.5, width - 0.5]},
+        yaxis={"visible": False, "range": [height - 0.5, -0.5], "scaleanchor": "x"},
+        height=int(np.clip(640 * height / width, 160, 520)) + 170,
+    )
+    return figure
+
+
+def data_uri(sheet: np.ndarray, zoom: int = 4) -> str:
+    """A picture (H, W, 3) uint8 as a PNG inside a ``data:`` address, each pixel ``zoom`` wide.
+
+    Enlarged here, because browsers smooth small pictures that they stretch.
+    """
+    return "data:image/png;base64," + base64.b64encode(png(sheet, zoom)).decode()
+
+
+def png(sheet: np.ndarray, zoom: int = 4) -> bytes:
+    """A picture (H, W, 3) uint8 as PNG bytes, each pixel ``zoom`` wide and high."""
+    buffer = io.BytesIO()
+    Image.fromarray(sheet.repeat(zoom, 0).repeat(zoom, 1)).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+@torch.no_grad()
+def lambda_view(generator: AttentionGenerator, z: Tensor, lam: float) -> tuple[np.ndarray, float]:
+    """What λ of Eq. 6 does to images G(z): a picture (H, W, 3) uint8, and the largest change.
+
+    Three rows, one column a latent (B, z_dim): the image; the attention map of the last block
+    (each scaled to its own maximum); the difference from the image at λ = 0, grey where there is
+    none, scaled so that the largest one is black or white. The largest change is in [0, 1] of the
+    pixel range. The generator is in eval mode and keeps its own λ.
+    """
+    if not generator.attentions:
+        raise InputError("This generator has no attention modules: λ does nothing to it.")
+    own, last = generator.lam, generator.attention_names[-1]
+    try:
+        with evaluating(generator), capture(generator, [last]) as maps:
+            generator.lam = 0.0
+            plain = generator(z)
+            generator.lam = lam
+            images = generator(z)
+            if not maps:  # at λ = 0 the modules are skipped: look at the map all the same
+                generator.lam = 1e-9
+                generator(z)
+    finally:
+        generator.lam = own
+    attention = maps[last].mean(1, keepdim=True)
+    attention = attention / attention.amax((1, 2, 3), keepdim=True)
+    difference = (images - plain).mean(1, keepdim=True)
+    largest = float((images - plain).abs().max())
+    grey = 0.5 + 0.5 * difference / max(float(difference.abs().max()), 1e-12)
+    shape = images.shape
+    rows = torch.cat([images, attention.expand(shape), grey.expand(shape)])
+    return tile(rows, columns=len(z)), largest
+
+
+def lambda_slider(generator: AttentionGenerator, z: Tensor, lams: Sequence[float]) -> go.Figure:
+    """:func:`lambda_view` for each λ as a plotly slider: for the page without a kernel."""
+    sheets, notes = {}, {}
+    for lam in lams:
+        label = f"{lam:g}"
+        sheets[label], largest = lambda_view(generator, z, lam)
+        notes[label] = change_note(largest)
+    return image_slider(sheets, "λ", notes)
+
+
+def change_note(largest: float) -> str:
+    """The sentence that stands over a :func:`lambda_view`."""
+    return f"largest change of a pixel: {100 * largest:.2g} % of its range"
+
+
+_LAYOUT = {
+    "margin": {"l": 60, "r": 20, "t": 40, "b": 50},
+    "height": 380,
+    "template": "plotly_white",
+    "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+}
