@@ -112,7 +112,15 @@ def install_scripts() -> None:
     npm, env = npm_command()
     what = "Installing the pages' scripts into node_modules"
     call(
-        what, *npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", env=env
+        what,
+        *npm,
+        "ci",
+        "--ignore-scripts",
+        "--no-audit",
+        "--no-fund",
+        "--loglevel=error",
+        "--no-update-notifier",
+        env=env,
     )
     stamp.write_text(wanted, encoding="utf-8")
 

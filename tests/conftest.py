@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import sys
+from collections import Counter
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; sums stay reproducible
 
@@ -14,7 +15,7 @@ settings.register_profile("dfkd", deadline=None, derandomize=True, print_blob=Tr
 settings.load_profile("dfkd")
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-NO_BROWSER = "no Chromium was found (install it, or name it in CHROMIUM)"
+NO_BROWSER = "no Chromium for the browser tests (install it, or name it in CHROMIUM)"
 IN_CI = os.environ.get("CI") == "true"
 
 
@@ -52,9 +53,8 @@ def fixed_seeds():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """One line about browser tests that did not run."""
-    skipped = [
-        r for r in terminalreporter.stats.get("skipped", []) if NO_BROWSER in str(r.longrepr)
-    ]
-    if skipped:
-        terminalreporter.write_line(f"{len(skipped)} browser tests were skipped: {NO_BROWSER}.")
+    """Say in one line per reason how many tests were skipped (no Chromium, no data set, ...)."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    for reason, count in reasons.items():
+        terminalreporter.write_line(f"{count} skipped: {reason}")
