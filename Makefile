@@ -5,7 +5,7 @@ MAKEFLAGS += --no-print-directory
 
 VENV := .venv/bin/python
 # How pytest is called; for example: make test PYTEST_ARGS="-k packaging"
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist loadfile
 
 # Every tool keeps its files here and not in the home folder.
 CACHE := $(CURDIR)/.cache
