@@ -207,6 +207,7 @@ class _Executor:
             raise Hang(f"not finished after {self.limits.notebook} s")
         if "CellTimeoutError" in printed:
             raise Hang(f"a cell was not finished after {self.limits.cell} s")
+        say(f"  {notebook.name}: FAILED")
         raise ChapterError(describe_failure(notebook, failed, printed))
 
 

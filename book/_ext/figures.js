@@ -59,13 +59,17 @@
   function fitted({ data, layout }, width) {
     const result = { ...layout, autosize: true };
     delete result.width; // the container's max-width keeps it
-    const margin = { t: layout.title ? 60 : 30, b: 50, l: 60, r: 20, ...layout.margin };
+    const top = layout.title?.text ? 60 : 30;
+    const margin = { t: top, b: 50, l: 60, r: 20, ...layout.margin };
     result.margin = margin;
     if (width < NARROW) {
       margin.l = Math.min(margin.l, 44);
       margin.r = Math.min(margin.r, 12);
       const entries = legendEntries(data);
-      if (entries > 1 && layout.showlegend !== false) margin.t = Math.max(margin.t, 60 + 20 * entries);
+      if (entries > 1 && layout.showlegend !== false)
+        margin.t = Math.max(margin.t, top + 20 * entries);
+      const picture = data.some((trace) => trace.type === "image");
+      if (picture && layout.height) result.height = 0.65 * layout.height; // less wide, less high
       result.legend = { ...result.legend, orientation: "h", x: 0, y: 1, yanchor: "bottom" };
     }
     return result;
@@ -80,6 +84,7 @@
     await Plotly.newPlot(target, figure.data, layout, config);
     if (figure.frames.length) await Plotly.addFrames(target, figure.frames);
     await Plotly.relayout(target, themed(target.layout));
+    place.style.minHeight = ""; // kept the place until here
     target.dataset.drawn = "yes";
     return target;
   }
