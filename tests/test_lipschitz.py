@@ -145,26 +145,29 @@ def test_batch_norm_norm_is_that_of_its_jacobian(affine: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "pool",
+    ("pool", "side"),
     [
-        nn.MaxPool2d(2),
-        nn.MaxPool2d(3, 2, 1),
-        nn.MaxPool2d(3, 1),
-        nn.MaxPool2d((3, 2), (1, 2)),
-        nn.MaxPool2d(2, 2, ceil_mode=True),
-        nn.MaxPool2d(3, 1, dilation=2),
-        nn.MaxPool2d(5, 1, 2),
+        (nn.MaxPool2d(2), 5),
+        (nn.MaxPool2d(3, 2, 1), 5),
+        (nn.MaxPool2d(3, 1), 5),
+        (nn.MaxPool2d((3, 2), (1, 2)), 5),
+        (nn.MaxPool2d(2, 2, ceil_mode=True), 5),
+        (nn.MaxPool2d(5, 1, 2), 5),
+        (nn.MaxPool2d(2, 3, dilation=3), 7),  # shares pixels only because it is dilated
+        (nn.MaxPool2d(2, 1, 1), 1),  # shares its one pixel only because it is padded
     ],
 )
-def test_max_pool_norm_is_reached_and_never_passed(pool: nn.MaxPool2d) -> None:
+def test_max_pool_norm_is_reached_and_never_passed(pool: nn.MaxPool2d, side: int) -> None:
     torch.manual_seed(3)
     slopes = []
-    for spot in np.ndindex(5, 5):  # one pixel above all others; noise settles the other windows
-        image = 0.01 * torch.rand(1, 5, 5, dtype=torch.float64)
+    for spot in np.ndindex(
+        side, side
+    ):  # one pixel above all others; noise settles the other windows
+        image = 0.01 * torch.rand(1, side, side, dtype=torch.float64)
         image[(0, *spot)] = 1.0
         slopes.append(spectral(jacobian(pool, image)))
-    out = pool(torch.zeros(1, 1, 5, 5)).shape
-    assert max(slopes) == pytest.approx(lip.max_pool_norm(pool, (5, 5), (out[2], out[3])))
+    out = pool(torch.zeros(1, 1, side, side)).shape
+    assert max(slopes) == pytest.approx(lip.max_pool_norm(pool, (side, side), (out[2], out[3])))
 
 
 @pytest.mark.parametrize(
