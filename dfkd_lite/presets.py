@@ -91,23 +91,34 @@ def override(settings: Any, assignments: list[str]) -> Any:
     Raises:
         InputError: no such setting (the nearest is offered), or a value of the wrong type.
     """
+    tree: dict[str, Any] = {}
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals:
             raise InputError(f"'{assignment}' is not a setting: write name=value.")
-        settings = _replace(settings, path.strip().split("."), _literal(text.strip()))
-    return settings
+        *parts, name = path.strip().split(".")
+        branch = tree
+        for part in parts:
+            branch = branch.setdefault(part, {})
+            if not isinstance(branch, dict):
+                raise InputError(f"'{part}' is set as a whole and in part: set it once.")
+        branch[name] = _literal(text.strip())
+    return _replace(settings, tree)
 
 
-def _replace(settings: Any, path: list[str], value: Any) -> Any:
+def _replace(settings: Any, tree: dict[str, Any]) -> Any:
+    """All changes at once, since settings are checked against each other when they are made."""
     fields = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
-    name = choose("setting", path[0], fields)
-    old = fields[name]
-    if len(path) > 1:
-        if not dataclasses.is_dataclass(old):
+    changes = {}
+    for key, value in tree.items():
+        name = choose("setting", key, fields)
+        if not isinstance(value, dict):
+            changes[name] = _converted(name, fields[name], value)
+        elif dataclasses.is_dataclass(fields[name]):
+            changes[name] = _replace(fields[name], value)
+        else:
             raise InputError(f"'{name}' has no settings inside: write {name}=value.")
-        return dataclasses.replace(settings, **{name: _replace(old, path[1:], value)})
-    return dataclasses.replace(settings, **{name: _converted(name, old, value)})
+    return dataclasses.replace(settings, **changes)
 
 
 def _converted(name: str, old: Any, value: Any) -> Any:
@@ -118,7 +129,7 @@ def _converted(name: str, old: Any, value: Any) -> Any:
     elif isinstance(old, float):
         fits, value = isinstance(value, int | float), value
     elif dataclasses.is_dataclass(old):
-        fits = value is None  # such as generator.attention=None
+        fits = value is None and name == "attention"  # the one part that may be left out
     else:
         fits = old is None or value is None or isinstance(value, type(old))
     if not fits:

@@ -272,9 +272,8 @@ def test_a_teacher_with_nan_is_refused(teacher):
 
 
 def test_a_teacher_without_batch_norm_is_refused_with_the_alternative():
-    plain = nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
-    )  # fmt: skip
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)]
+    plain = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), *head)
     with pytest.raises(InputError, match="bn_weight=0"):
         distill(plain, "wrn-10-1", SPEC, CONFIG, METHOD, progress=False)
     result = distill(

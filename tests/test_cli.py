@@ -1,0 +1,97 @@
+"""The command line: from no files to a measured student, and refusals a student understands."""
+
+import json
+
+import pytest
+
+from dfkd_lite import cli
+from dfkd_lite.checkpoint import load_network, read_metadata
+
+TINY = ["--set", "episodes=4", "--set", "warm_up=1", "--set", "student_steps=2"]
+TINY += ["--set", "method.generator.width=8", "--set", "checkpoint_every=2"]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    command = ["teach", "--network", "wrn-10-1", "--set", "epochs=2", "--out", str(path)]
+    assert cli.main([*command, "--device", "cpu"]) == 0
+    return path
+
+
+def distil(teacher, out, *more):
+    paths = ["--teacher", str(teacher), "--out", str(out), "--device", "cpu"]
+    return cli.main(["distill", *paths, *TINY, *more])
+
+
+def test_from_teacher_to_report(teacher, tmp_path, capsys):
+    assert float(read_metadata(teacher)["test_accuracy"]) > 0.6
+    assert distil(teacher, tmp_path / "run", "--watch", "digits", "--seed", "3") == 0
+    _, spec = load_network(tmp_path / "run" / "student.safetensors")
+    assert spec.network == "wrn-10-1" and spec.class_names == tuple("0123456789")
+    history = json.loads((tmp_path / "run" / "history.json").read_text())
+    assert [row["episode"] for row in history] == [1, 2, 3, 4]
+    capsys.readouterr()
+    network = ["--network", str(tmp_path / "run" / "student.safetensors")]
+    report = tmp_path / "report.json"
+    command = ["evaluate", *network, "--data", "digits", "--teacher", str(teacher)]
+    assert cli.main([*command, "--json", str(report)]) == 0
+    values = json.loads(report.read_text())
+    assert values["accuracy"] == pytest.approx(history[-1]["accuracy"])
+    assert f"accuracy         {values['accuracy']:.4f}" in capsys.readouterr().out
+    assert sum(map(sum, values["confusion"])) == 500
+
+
+def test_interrupted_then_resumed_equals_uninterrupted(teacher, tmp_path, monkeypatch, capsys):
+    assert distil(teacher, tmp_path / "whole") == 0
+    original, calls = cli.Distillation.step, []
+
+    def step(self):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(self)
+
+    monkeypatch.setattr(cli.Distillation, "step", step)
+    assert distil(teacher, tmp_path / "cut") == 130
+    assert "--resume" in capsys.readouterr().err
+    assert not (tmp_path / "cut" / "student.safetensors").exists()
+    monkeypatch.setattr(cli.Distillation, "step", original)
+    assert distil(teacher, tmp_path / "cut") == 2  # without --resume nothing is overwritten
+    assert distil(teacher, tmp_path / "cut", "--resume") == 0
+    one, two = (load_network(tmp_path / n / "student.safetensors")[0] for n in ("whole", "cut"))
+    for name, value in one.state_dict().items():
+        assert value.equal(two.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["teach", "--data", "digit"], "Did you mean 'digits'"),
+        (["teach", "--network", "wrn-17-1"], "depth"),
+        (["teach", "--set", "epoch=3"], "Did you mean 'epochs'"),
+        (["teach", "--preset", "light"], "Did you mean 'lite'"),
+        (["distill", "--teacher", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["evaluate", "--network", "nowhere.safetensors", "--data", "digits"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message, capsys):
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("dfkd: ") and message in error and "Traceback" not in error
+
+
+def test_method_settings_and_data_must_fit(teacher, tmp_path, capsys):
+    assert distil(teacher, tmp_path, "--method", "fsc") == 2
+    assert "Did you mean 'fssc'" in capsys.readouterr().err
+    assert distil(teacher, tmp_path, "--set", "method.gamma=1") == 2
+    assert "setting called 'gamma'" in capsys.readouterr().err
+
+
+def test_help_shows_how_to_begin(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for word in ("dfkd teach --data digits", "dfkd distill --teacher", "dfkd evaluate --network"):
+        assert word in text

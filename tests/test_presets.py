@@ -1,0 +1,68 @@
+"""Presets by name, and single settings changed by name."""
+
+import pytest
+
+from dfkd_lite.errors import InputError
+from dfkd_lite.presets import PRESETS, override, preset
+
+
+def test_the_paper_s_preset_holds_table_1():
+    import csv
+    from pathlib import Path
+
+    path = Path(__file__).parents[1] / "data" / "paper" / "table1_hyperparameters.csv"
+    with open(path, encoding="utf-8", newline="") as file:
+        table = {row["hyperparameter"]: row["value"] for row in csv.DictReader(file)}
+    paper = preset("paper")
+    ours = {
+        "generator_learning_rate": paper.method.meta.lr,
+        "noise_learning_rate": paper.method.meta.lr_z,
+        "distillation_temperature": paper.method.temperature,
+        "batch_size": paper.distill.batch_size,
+        "attention_weight_lambda": paper.method.generator.attention.lam,
+        "generator_steps": paper.method.meta.steps,
+        "momentum": paper.distill.momentum,
+        "weight_decay": paper.distill.weight_decay,
+    }
+    assert table.pop("meta_learning") == "enabled" and paper.method.meta.kind != "none"
+    assert ours == {name: float(value) for name, value in table.items()}
+
+
+def test_unknown_preset_offers_the_nearest():
+    with pytest.raises(InputError, match="Did you mean 'colab'"):
+        preset("collab")
+
+
+def test_override_reaches_nested_settings_and_leaves_the_rest():
+    method = PRESETS["lite"].method
+    changed = override(method, ["beta=0", "generator.attention.lam=0.3", "meta.kind=reptile"])
+    assert (changed.beta, changed.generator.attention.lam) == (0.0, 0.3)
+    assert isinstance(changed.beta, float)
+    assert changed.meta.kind == "reptile" and changed.meta.steps == method.meta.steps
+    assert method.beta != 0  # the preset itself is untouched
+    assert override(method, ["generator.attention=None"]).generator.attention is None
+    assert override(method, ["msarc.alphas=(1.0, 2.0)"]).msarc.alphas == (1.0, 2.0)
+    loop = override(PRESETS["lite"].distill, ["episodes=4", "warm_up=1"])
+    assert (loop.episodes, loop.warm_up) == (4, 1)  # valid together, whatever the order
+    assert override(method, ["msarc.second_order=True"]).msarc.second_order is True
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("batch=3", "Did you mean 'synthesis_batch'"),
+        ("generator.widht=3", "Did you mean 'width'"),
+        ("beta", "write name=value"),
+        ("beta=much", "cannot be 'much'"),
+        ("beta=True", "cannot be True"),
+        ("agree_only=1", "cannot be 1"),
+        ("synthesis_batch=2.5", "cannot be 2.5"),
+        ("beta.x=1", "no settings inside"),
+        ("generator=3", "cannot be 3"),
+        ("generator=None", "cannot be None"),
+        ("meta.steps=0", "steps"),
+    ],
+)
+def test_wrong_assignments_are_refused(assignment, message):
+    with pytest.raises(InputError, match=message):
+        override(PRESETS["lite"].method, [assignment])

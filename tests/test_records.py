@@ -1,0 +1,90 @@
+"""Records: complete, never overwritten, and the shipped ones what the project says they are."""
+
+import json
+
+import pytest
+import torch
+
+from dfkd_lite.errors import InputError
+from dfkd_lite.methods import GivenConfig
+from dfkd_lite.records import (
+    environment,
+    peak_memory,
+    plain,
+    read_records,
+    summarise,
+    write_record,
+)
+
+RECORD = {
+    "experiment": "trial",
+    "name": "one",
+    "seed": 0,
+    "settings": {},
+    "environment": {},
+    "last": {"student": {"accuracy": 0.5}},
+}
+
+
+def test_written_once_and_read_back(tmp_path):
+    path = write_record(RECORD, tmp_path)
+    assert json.loads(path.read_text()) == RECORD
+    with pytest.raises(InputError, match="never overwritten"):
+        write_record(RECORD, tmp_path)
+    with pytest.raises(InputError, match="needs 'seed'"):
+        write_record({k: v for k, v in RECORD.items() if k != "seed"}, tmp_path)
+    with pytest.raises(InputError, match="no records of 'other'"):
+        read_records("other", tmp_path)
+
+
+def test_summary_is_mean_and_sample_deviation(tmp_path):
+    for name, value in (("a", 0.5), ("b", 0.7), ("c", 0.9)):
+        write_record(RECORD | {"name": name, "last": {"student": {"accuracy": value}}}, tmp_path)
+    summary = summarise(read_records("trial", tmp_path), "accuracy", "student")
+    assert (summary.mean, summary.std, summary.low, summary.high, summary.n) == pytest.approx(
+        (0.7, 0.2, 0.5, 0.9, 3)
+    )
+    assert str(summary) == "70.00% ± 20.00% (n = 3, worst 50.00%)"
+
+
+def test_settings_become_plain_data():
+    config = GivenConfig(torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
+    assert plain({"method": config, "pair": ("a", 1)}) == {
+        "method": {
+            "kind": "GivenConfig",
+            "images": {"kind": "Tensor", "shape": [2, 1, 4, 4]},
+            "synthesis_batch": 128,
+            "temperature": 20.0,
+        },
+        "pair": ["a", 1],
+    }
+
+
+def test_environment_names_code_packages_and_machine():
+    found = environment()
+    assert found["packages"]["torch"] == torch.__version__.partition("+")[0]
+    assert set(found["code"]) == {"commit", "dirty"}
+    assert found["machine"] and found["threads"] == torch.get_num_threads()
+
+
+def test_peak_memory_grows_with_what_is_held():
+    before = peak_memory()
+    held = torch.ones(200 * 2**20 // 4)
+    assert peak_memory() - before > 100 * 2**20
+    assert held.sum() > 0
+
+
+@pytest.mark.parametrize(("experiment", "seeds"), [("digits", 5), ("pneumoniamnist", 3)])
+def test_shipped_records_are_whole(experiment, seeds):
+    records = read_records(experiment)
+    assert [record["seed"] for record in records] == list(range(seeds))
+    settings = [{**r["settings"]["distill"], "seed": None} for r in records]
+    assert all(one == settings[0] for one in settings)  # the seed is all that differs
+    for record in records:
+        last = record["history"][-1]
+        assert last["episode"] == record["settings"]["distill"]["episodes"]
+        # what is reported is the last step
+        assert last["accuracy"] == record["last"]["student"]["accuracy"]
+        assert record["environment"]["code"]["commit"] and record["environment"]["machine"]
+        assert {"teach", "distil"} <= set(record["seconds"])
+        assert record["peak_memory_bytes"] > 0
