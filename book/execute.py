@@ -36,10 +36,10 @@ class Hang(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds allowed to one cell and to a whole notebook. A chapter takes about 90."""
+    """Seconds allowed to a cell and to a notebook: a chapter takes 90, on a busy machine more."""
 
-    cell: int = 300
-    notebook: int = 900
+    cell: int = 600
+    notebook: int = 1800
 
 
 @dataclass(frozen=True)
