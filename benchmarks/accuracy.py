@@ -75,7 +75,9 @@ def run(experiment: str, source: str, seed: int) -> dict[str, Any]:
     """One record: teacher, student, and the student taught on noise, all of one seed."""
     chosen = EXPERIMENTS[choose("experiment", experiment, EXPERIMENTS)]
     data = load(source)
-    started, seconds = datetime.now(UTC).isoformat(timespec="seconds"), {}
+    # Asked now: the code may have changed on disk by the time that a long run ends.
+    where, seconds = environment(), {}
+    started = datetime.now(UTC).isoformat(timespec="seconds")
 
     start = time.perf_counter()
     teacher, spec, _ = teach(chosen.teacher, data, replace(chosen.teach, seed=seed))
@@ -107,7 +109,7 @@ def run(experiment: str, source: str, seed: int) -> dict[str, Any]:
             name: count_parameters(build(network, data.classes, data.channels, data.size))
             for name, network in (("teacher", chosen.teacher), ("student", chosen.student))
         },
-        "environment": environment(),
+        "environment": where,
         "started": started,
         "seconds": seconds,
         "peak_memory_bytes": peak_memory(),
