@@ -54,8 +54,7 @@ def _teach(options: argparse.Namespace) -> None:
     data = _data(options)
     network = options.network or chosen.teacher
     model, spec, history = teach(network, data, config, options.device)
-    device = resolve_device(options.device)
-    right = accuracy(*predict(model, data.test, spec.mean, spec.std, device=device))
+    right = accuracy(*predict(model, data.test, spec.mean, spec.std))
     notes = {"data": data.name, "config": repr(config), "test_accuracy": f"{right:.4f}"}
     save_network(options.out, model, spec, notes)
     print(f"{network} on {data.name}: test accuracy {right:.2%} after {len(history)} epochs")
@@ -76,7 +75,7 @@ def _distill(options: argparse.Namespace) -> None:
         config,
         method,
         options.device,
-        measure=None if watched is None else _accuracy_on(watched, spec, options.device),
+        measure=None if watched is None else _accuracy_on(watched, spec),
     )
     folder = Path(options.out)
     result = run.run(folder / "checkpoints", resume=options.resume)
@@ -145,10 +144,9 @@ def _check_data(data: ImageData, spec: NetworkSpec) -> None:
         )
 
 
-def _accuracy_on(data: ImageData, spec: NetworkSpec, device: str) -> Measure:
+def _accuracy_on(data: ImageData, spec: NetworkSpec) -> Measure:
     def measure(model: nn.Module) -> dict[str, float]:
-        target = resolve_device(device)
-        return {"accuracy": accuracy(*predict(model, data.test, spec.mean, spec.std, 256, target))}
+        return {"accuracy": accuracy(*predict(model, data.test, spec.mean, spec.std))}
 
     return measure
 

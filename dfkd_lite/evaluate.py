@@ -30,17 +30,15 @@ def predict(
     mean: Sequence[float],
     std: Sequence[float],
     batch_size: int = 256,
-    device: str | torch.device = "cpu",
 ) -> tuple[Tensor, Tensor]:
     """Run ``model`` over a split in evaluation mode and put its mode back after.
 
     Args:
-        model: images (B, C, H, W), normalised, -> logits (B, K); it must be on ``device`` already.
+        model: images (B, C, H, W), normalised, -> logits (B, K), on whatever device it is.
         split: the images and labels, in order.
         mean: C numbers, what is subtracted from images in [0, 1].
         std: C numbers, what they are then divided by.
         batch_size: images at a time; changes the memory needed and nothing else.
-        device: where the batches go.
 
     Returns:
         Logits (N, K) and labels (N,), both on the CPU.
@@ -51,7 +49,7 @@ def predict(
     """
     logits, labels = [], []
     with evaluating(model):
-        for images, wanted in split.batches(batch_size, device=device):
+        for images, wanted in split.batches(batch_size, device=_device(model)):
             logits.append(model(normalise(images, mean, std)).cpu())
             labels.append(wanted.cpu())
     if not logits:
@@ -85,7 +83,7 @@ def evaluate(
     Raises:
         InputError: as :func:`predict`; a number of outputs that is not the spec's or the teacher's.
     """
-    logits, labels = predict(model, split, spec.mean, spec.std, batch_size, _device(model))
+    logits, labels = predict(model, split, spec.mean, spec.std, batch_size)
     if logits.shape[1] != spec.classes:
         raise InputError(
             f"The network has {logits.shape[1]} outputs and the data {spec.classes} classes: "
@@ -99,7 +97,7 @@ def evaluate(
         "confusion": confusion_matrix(logits, labels).tolist(),
     }
     if teacher is not None:
-        wanted, _ = predict(teacher, split, spec.mean, spec.std, batch_size, _device(teacher))
+        wanted, _ = predict(teacher, split, spec.mean, spec.std, batch_size)
         report["agreement"] = agreement(logits, wanted)
         report["kl_to_teacher"] = kd.kl_divergence(logits, wanted, temperature=1.0).item()
         report["mse_to_teacher"] = kd.mse_logits(logits, wanted).item()

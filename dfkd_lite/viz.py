@@ -214,6 +214,7 @@ def lambda_view(generator: AttentionGenerator, z: Tensor, lam: float) -> tuple[n
     if not generator.attentions:
         raise InputError("This generator has no attention modules: λ does nothing to it.")
     own, last = generator.lam, generator.attention_names[-1]
+    z = z.to(generator.stem.weight.device)
     try:
         with evaluating(generator), capture(generator, [last]) as maps:
             generator.lam = 0.0

@@ -114,7 +114,10 @@ class Fssc(Method):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.learner.outer.load_state_dict(state["outer"])
         if self.bn is not None:
-            self.bn.average = state["bn_average"]
+            self.bn.average = {
+                name: (mean.to(self.problem.device), variance.to(self.problem.device))
+                for name, (mean, variance) in state["bn_average"].items()
+            }
 
 
 class _Task:
