@@ -365,6 +365,16 @@ def test_local_lipschitz_in_single_precision_and_with_many_outputs() -> None:
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
 
 
+def test_local_lipschitz_is_exact_after_as_many_steps_as_logits() -> None:
+    torch.manual_seed(9)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 11)).double()
+    model[1].weight.data = torch.diag(
+        torch.linspace(1, 1.01, 11, dtype=torch.float64)
+    ) @ orthogonal(11, 48)
+    images = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    np.testing.assert_allclose(lip.local_lipschitz(model, images).numpy(), 1.01, rtol=1e-12)
+
+
 def test_a_dead_network_has_no_slope() -> None:
     linear = nn.Linear(4, 3)
     nn.init.zeros_(linear.weight)
@@ -543,15 +553,15 @@ def test_networks_without_a_fixed_norm_are_refused() -> None:
     broken_bn = nn.BatchNorm2d(3)
     broken_bn.weight.data[0] = math.inf
     for layers, message in [
-        ((shared, shared), "two image sizes"),
+        ((shared, shared), "^One Conv2d is used at two image sizes"),
         ((nn.Conv2d(3, 3, 1), no_statistics), "running statistics"),
-        ((broken,), "NaN or infinite"),
+        ((broken,), "weights hold NaN or infinite"),
         ((nn.Conv2d(3, 3, 1), broken_bn), "NaN or infinite"),
         ((nn.Conv2d(3, 3, 3, padding_mode="reflect", padding=1),), "padding_mode='reflect'"),
     ]:
         with pytest.raises(InputError, match=message):
             lip.network_bound(nn.Sequential(*layers), (3, 9, 9))
-    with pytest.raises(InputError, match="16 px or more"):
+    with pytest.raises(InputError, match=r"^VGG-11 halves"):
         lip.network_bound(build("vgg-11", 3), (3, 8, 8))
     with pytest.raises(InputError, match="2 numbers for 3 channels"):
         lip.network_bound(nn.Sequential(nn.Flatten()), (3, 4, 4), std=(1.0, 1.0))
@@ -559,6 +569,8 @@ def test_networks_without_a_fixed_norm_are_refused() -> None:
         lip.network_bound(nn.Sequential(nn.Flatten()), (1, 4, 4), std=(0.0,))
     with pytest.raises(InputError, match="matrix"):
         lip.linear_norm(torch.zeros(3))
+    with pytest.raises(InputError, match="weights hold NaN or infinite"):
+        lip.linear_norm(torch.full((2, 2), math.nan))
 
 
 def test_slopes_that_do_not_exist_are_refused() -> None:
