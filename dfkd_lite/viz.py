@@ -168,7 +168,7 @@ def image_slider(
     frames = [
         go.Frame(
             name=label,
-            data=[go.Image(source=data_uri(sheet))],
+            data=[_picture(sheet)],
             layout={"title": {"text": notes.get(label, "")}},
         )
         for label, sheet in sheets.items()
@@ -185,6 +185,14 @@ def image_slider(
         height=int(np.clip(640 * height / width, 160, 520)) + 170,
     )
     return figure
+
+
+def _picture(sheet: np.ndarray, zoom: int = 4) -> go.Image:
+    """A picture on axes of its own pixels: its first one is centred at (0, 0), as always."""
+    step = 1 / zoom
+    return go.Image(
+        source=data_uri(sheet, zoom), x0=step / 2 - 0.5, y0=step / 2 - 0.5, dx=step, dy=step
+    )
 
 
 def data_uri(sheet: np.ndarray, zoom: int = 4) -> str:

@@ -63,6 +63,12 @@ def test_image_slider_has_a_frame_for_each_position():
     assert [frame.data[0].source for frame in figure.frames] == [
         viz.data_uri(sheet) for sheet in sheets.values()
     ]
+    # all of the enlarged picture lies within the axes: 6 x 4 pixels, each 4 wide
+    first, axis = figure.data[0], figure.layout.xaxis
+    left = first.x0 - first.dx / 2
+    assert (left, left + 6 * 4 * first.dx) == tuple(axis.range) == (-0.5, 5.5)
+    top = first.y0 - first.dy / 2
+    assert (top + 4 * 4 * first.dy, top) == tuple(figure.layout.yaxis.range) == (3.5, -0.5)
     (slider,) = figure.layout.sliders
     assert [list(step.args[0]) for step in slider.steps] == [["0"], ["1"], ["2"]]
     assert figure.frames[1].layout.title.text == "the middle"
