@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import timm
 import torch
+import torchvision
 from torch import nn
 
 from dfkd_lite import kd, methods
@@ -249,6 +251,25 @@ def test_distillation_moves_the_student_towards_the_teacher():
     report = evaluate(student, data.test, spec, teacher)
     assert report["kl_to_teacher"] < 0.5 * untrained["kl_to_teacher"]
     assert report["accuracy"] > untrained["accuracy"] + 0.2
+
+
+def test_networks_of_other_libraries_are_teachers_and_students():
+    """Layers are found by name: torchvision's ResNet-18 teaches timm's smallest RegNet."""
+    torch.manual_seed(0)
+    spec = NetworkSpec("resnet18", 4, 3, 32, (0.5,) * 3, (0.25,) * 3)
+    teacher = torchvision.models.resnet18(num_classes=4)
+    teacher(torch.randn(16, 3, 32, 32))
+    before = copy.deepcopy(teacher.state_dict())
+    student = timm.create_model("regnetx_002", num_classes=4, in_chans=3)
+    first = copy.deepcopy(student.state_dict())
+    # three steps: timm starts residual branches at zero, so that the first moves only their ends
+    config = replace(CONFIG, episodes=2, student_steps=3, average=0.0)
+    result = distill(teacher, student, spec, config, METHOD, device="cpu", progress=False)
+    assert result.student is student and result.history[-1]["msarc"] > 0
+    weights = {name for name, _ in student.named_parameters()}
+    moved = {n for n, v in student.state_dict().items() if not torch.equal(v, first[n])}
+    assert weights <= moved
+    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
 
 
 # --- Bad input ---------------------------------------------------------------------------------
