@@ -316,6 +316,13 @@ def test_finding_layers_where_there_are_none() -> None:
         find_layers(nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU()), (3, 8, 8))
 
 
+def test_1x1_maps_count_only_where_there_are_no_larger_ones() -> None:
+    deep = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 6), nn.Flatten(), nn.Linear(5, 2))
+    assert find_layers(deep, (3, 8, 8)) == Layers(("0",), "3")
+    flat = nn.Sequential(nn.Conv2d(3, 4, 8), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))
+    assert find_layers(flat, (3, 8, 8)) == Layers(("1",), "3")
+
+
 def test_images_that_the_network_cannot_read_are_refused() -> None:
     with pytest.raises(InputError, match="1x8x8"):
         find_layers(build("wrn-16-1", 3), (1, 8, 8))
@@ -367,6 +374,15 @@ def test_evaluating_gives_each_module_its_own_mode_back() -> None:
     with pytest.raises(ZeroDivisionError), evaluating(model):
         _ = 1 / 0
     assert {n: m.training for n, m in model.named_modules()} == modes
+
+
+def test_evaluating_gives_a_module_used_twice_its_mode_back() -> None:
+    twice = nn.ReLU()
+    model = nn.Sequential(twice, nn.Sequential(twice)).train()
+    twice.eval()
+    with evaluating(model):
+        pass
+    assert model.training and not twice.training
 
 
 def test_batch_norms_are_those_with_running_statistics_in_order() -> None:
