@@ -16,7 +16,7 @@ from .networks import Layers, capture, evaluating
 
 @dataclass(frozen=True)
 class CamConfig:
-    """How the maps of the earlier stages are made; the last stage is always Eq. 10's."""
+    """How the maps are made where Eq. 10 does not apply: at all stages but the last."""
 
     weights: str = "gradient"  # mean gradient: Grad-CAM proper; "gradient-x-activation": Eq. 13
     relu: bool = True  # Eq. 14 has a ReLU, Eq. 11 has none
@@ -61,14 +61,13 @@ def stage_maps(
 ) -> list[Tensor]:
     """One map (B, H_l, W_l) for each stage of ``layers``, from one captured forward pass.
 
-    The last stage gets Eq. 10 where its channels are the classifier's inputs; all others get
-    Grad-CAM of the logit of ``classes``. With ``second_order`` the weights (alpha and w) carry
+    The last stage gets Eq. 10 where it holds (``layers.averaged``); all others get Grad-CAM of the
+    logit of ``classes``. With ``second_order`` the weights (alpha and w) carry
     gradient; without it they are constants, and only the features do.
     """
     config = config or CamConfig()
     last = layers.stages[-1]
-    weight = classifier_weight(model, layers)
-    plain = weight.shape[1] == features[last].shape[1]
+    weight, plain = classifier_weight(model, layers), layers.averaged
     graded = [features[name] for name in (layers.stages[:-1] if plain else layers.stages)]
     maps = []
     if graded:

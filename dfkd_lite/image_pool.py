@@ -78,18 +78,17 @@ class ImagePool:
 
     def state_dict(self) -> dict[str, Tensor | int]:
         """Tensors and numbers for a checkpoint."""
-        return {"pixels": self._pixels, "added": self.added}
+        return {"pixels": self._pixels.clone(), "added": self.added, "capacity": self.capacity}
 
     def load_state_dict(self, state: dict) -> None:
         """Take the images of :meth:`state_dict` back, of a pool of the same shape and capacity."""
-        if state["pixels"].shape[1:] != self._pixels.shape[1:] or (
-            len(state["pixels"]) > self.capacity
-        ):
+        shape = tuple(state["pixels"].shape[1:])
+        if shape != self._pixels.shape[1:] or state["capacity"] != self.capacity:
             raise InputError(
-                f"The checkpoint's image pool holds {tuple(state['pixels'].shape)}, this one "
-                f"{self.capacity} images of {tuple(self._pixels.shape[1:])}."
+                f"The saved image pool keeps {state['capacity']} images of {shape}, this one "
+                f"{self.capacity} of {tuple(self._pixels.shape[1:])}: make it with the same."
             )
-        self._pixels = state["pixels"].to(self._pixels.device)
+        self._pixels = state["pixels"].to(self._pixels.device, copy=True)
         self.added = int(state["added"])
 
 

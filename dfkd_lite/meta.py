@@ -30,7 +30,7 @@ class MetaConfig:
     steps: int = 2  # generator steps; Table 1
     lr: float = 0.005  # eta of Eq. 8, of the inner steps; Table 1
     lr_z: float = 0.015  # of the latents; Table 1
-    outer_lr: float | None = None  # None: lr * steps, as FastDFKD
+    outer_lr: float | None = None  # None: lr * steps, as FastDFKD; kind "none" has no outer step
     optimiser: str = "adam"  # of the inner steps (FastDFKD); exact MAML needs "sgd"
     gamma: float = 0.0  # weight of Omega = ||Theta||^2 in Eq. 7; the paper gives none
 
@@ -157,7 +157,8 @@ def first_order_gradient(
             (p - q).detach() for p, q in zip(module.parameters(), clone.parameters(), strict=True)
         ]
     for parameter, gradient in zip(module.parameters(), total, strict=True):
-        parameter.grad = gradient
+        if parameter.requires_grad:  # a frozen one must not even see Omega
+            parameter.grad = gradient
     return Adaptation(z.detach(), tuple(losses))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from .networks import Layers
 class MsarcConfig:
     """Which maps are compared, and how."""
 
-    stages: int | None = None  # the last so many stages; None: all that both networks have
+    stages: int | None = None  # the last so many; None: one an alpha, else all that both have
     alphas: tuple[float, ...] | None = None  # alpha_l of Eq. 9, early to late; None: all 1
     second_order: bool = False  # False as SpaceshipNet: the student's CAM weights are constants
     normalise: bool = False  # True: each map divided by its root mean square (ours)
@@ -106,4 +106,4 @@ class MsarcLoss:
 
 
 def _last(layers: Layers, count: int) -> Layers:
-    return Layers(layers.stages[-count:], layers.classifier)
+    return replace(layers, stages=layers.stages[-count:])

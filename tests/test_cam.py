@@ -250,7 +250,7 @@ class Tiny(nn.Module):
 
 
 def layers_of(tiny: Tiny) -> Layers:
-    return Layers(("one", "bn") if tiny.pooled else ("one", "two"), "fc")
+    return Layers(("one", "bn") if tiny.pooled else ("one", "two"), "fc", tiny.pooled)
 
 
 @pytest.mark.parametrize("relu", [True, False])

@@ -46,7 +46,7 @@ class Net(nn.Module):
 
     @property
     def layers(self) -> Layers:
-        return Layers(self.names, "fc")
+        return Layers(self.names, "fc", averaged=True)
 
 
 def student(first_stride: int = 1) -> Net:

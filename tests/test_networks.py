@@ -288,7 +288,7 @@ def test_torchvisions_vgg_has_its_last_linear_layer_as_classifier() -> None:
 
 def test_stages_of_our_networks() -> None:
     assert find_layers(build("resnet-18", 10), (3, 32, 32)) == Layers(
-        ("stage1", "stage2", "stage3", "stage4"), "fc"
+        ("stage1", "stage2", "stage3", "stage4"), "fc", averaged=True
     )
     assert find_layers(build("wrn-16-1", 10, 1), (1, 28, 28)).stages == (
         "stage1",
@@ -320,7 +320,21 @@ def test_1x1_maps_count_only_where_there_are_no_larger_ones() -> None:
     deep = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 6), nn.Flatten(), nn.Linear(5, 2))
     assert find_layers(deep, (3, 8, 8)) == Layers(("0",), "3")
     flat = nn.Sequential(nn.Conv2d(3, 4, 8), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))
-    assert find_layers(flat, (3, 8, 8)) == Layers(("1",), "3")
+    assert find_layers(flat, (3, 8, 8)) == Layers(("1",), "3", averaged=True)  # of one place
+
+
+def test_averaged_is_said_only_of_means_that_the_classifier_reads_itself() -> None:
+    def head(*layers: nn.Module) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(3, 4, 3), *layers, nn.Linear(4, 2))
+
+    mean, largest = nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(1)
+    for network, averaged in (
+        (head(mean, nn.Flatten()), True),
+        (head(mean, nn.Flatten(), nn.Dropout(0.5)), True),  # nothing in eval mode
+        (head(largest, nn.Flatten()), False),
+        (head(mean, nn.Flatten(), nn.Linear(4, 4)), False),
+    ):
+        assert find_layers(network, (3, 8, 8)).averaged == averaged, network
 
 
 def test_images_that_the_network_cannot_read_are_refused() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError, choose
@@ -18,12 +19,13 @@ _POOLINGS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPoo
 class Layers:
     """Module names, as ``model.named_modules()`` spells them.
 
-    ``stages`` run from early to late; the last one is what is pooled before ``classifier``, the
-    final ``nn.Linear``.
+    ``stages`` run from early to late; ``classifier`` is the final ``nn.Linear``. ``averaged`` says
+    that it reads the plain mean over positions of the last stage, so that Eq. 10 holds there.
     """
 
     stages: tuple[str, ...]
     classifier: str
+    averaged: bool = False
 
 
 def find_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> Layers:
@@ -55,7 +57,7 @@ def find_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> Layers:
     handles = [module.register_forward_hook(note) for module in names]
     try:
         with evaluating(model), torch.no_grad():
-            model(_zero_image(model, image_shape))
+            model(_blank(model, image_shape))
     except (RuntimeError, ValueError) as error:
         shape = "x".join(map(str, image_shape))
         raise InputError(f"The network cannot read {shape} images: {error}") from error
@@ -66,7 +68,23 @@ def find_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> Layers:
     if not maps or not linear:
         missing = "feature maps (B, C, H, W)" if not maps else "nn.Linear layer"
         raise InputError(f"The network has no {missing} to find: give Layers(stages, classifier).")
-    return Layers(tuple(maps.values()), linear)
+    layers = Layers(tuple(maps.values()), linear)
+    return replace(layers, averaged=_reads_averages(model, layers, image_shape))
+
+
+@torch.no_grad()
+def _reads_averages(model: nn.Module, layers: Layers, image_shape: tuple[int, int, int]) -> bool:
+    """Whether the logits are the classifier's of the last stage's means, seen on random images."""
+    images = _blank(model, image_shape)
+    images.copy_(torch.rand(images.shape, generator=torch.Generator().manual_seed(0)))
+    classifier = model.get_submodule(layers.classifier)
+    with evaluating(model), capture(model, layers.stages[-1:]) as features:
+        logits = model(images)
+    means = features[layers.stages[-1]].mean((2, 3))
+    if not isinstance(classifier, nn.Linear) or means.shape[1] != classifier.in_features:
+        return False
+    expected = F.linear(means, classifier.weight, classifier.bias)
+    return bool(torch.allclose(expected, logits, rtol=1e-3, atol=1e-4 * float(logits.abs().max())))
 
 
 @contextmanager
@@ -125,6 +143,6 @@ def _keeper(features: dict[str, Tensor], name: str) -> Callable[[nn.Module, obje
     return keep
 
 
-def _zero_image(model: nn.Module, image_shape: tuple[int, int, int]) -> Tensor:
+def _blank(model: nn.Module, image_shape: tuple[int, int, int]) -> Tensor:
     first = next(model.parameters(), torch.empty(0))
     return torch.zeros(2, *image_shape, device=first.device, dtype=first.dtype)

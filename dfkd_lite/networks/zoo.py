@@ -41,6 +41,11 @@ class NetworkSpec:
                 f"mean has {len(self.mean)} and std {len(self.std)} numbers for "
                 f"{self.channels} channels: give one of each per channel."
             )
+        if self.class_names and len(self.class_names) != self.classes:
+            raise InputError(
+                f"There are {len(self.class_names)} class names for {self.classes} classes: give "
+                "one each, or none."
+            )
         for value in self.std:
             check_range("std", value, 0, above=True)
 
