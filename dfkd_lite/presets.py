@@ -33,7 +33,7 @@ PRESETS: dict[str, Preset] = {
         student="wrn-10-1",
         teach=TeachConfig(epochs=15, batch_size=64, shift=1, flip=False),
         distill=DistillConfig(
-            episodes=80,
+            episodes=64,
             warm_up=5,
             student_steps=10,
             batch_size=64,
