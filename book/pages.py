@@ -99,9 +99,10 @@ def stderr_notes(name: str, notebook: dict) -> list[str]:
     notes = []
     for number, cell in enumerate(notebook["cells"], start=1):
         for output in cell.get("outputs", []):
-            text = "".join(output.get("text", "")).strip()
-            if output.get("name") == "stderr" and text and "\r" not in text:
-                notes.append(f"  {name}, cell {number} wrote to stderr: {text.splitlines()[0]}")
+            text = "".join(output.get("text", ""))
+            if output.get("name") == "stderr" and text.strip() and "\r" not in text:
+                line = text.strip().splitlines()[0]
+                notes.append(f"  {name}, cell {number} wrote to stderr: {line}")
     return notes
 
 

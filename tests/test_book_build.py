@@ -184,8 +184,9 @@ def test_warnings_of_a_chapter_are_noted_and_progress_bars_are_not():
     warning = {"output_type": "stream", "name": "stderr", "text": "UserWarning: look\n  x()\n"}
     (note,) = pages.stderr_notes("01.ipynb", with_output(warning))
     assert "01.ipynb, cell 1 wrote to stderr: UserWarning: look" in note
-    progress = {"output_type": "stream", "name": "stderr", "text": "\r10%\r20%"}
-    assert pages.stderr_notes("01.ipynb", with_output(progress)) == []
+    for bar in ("\r10%\r20%", "\r30%"):  # one update may be an output of its own
+        progress = {"output_type": "stream", "name": "stderr", "text": bar}
+        assert pages.stderr_notes("01.ipynb", with_output(progress)) == []
 
 
 @pytest.fixture
