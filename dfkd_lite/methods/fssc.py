@@ -8,6 +8,7 @@ The paper gives its method no short name; FSSC, from its title, is ours. An atte
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,12 +69,10 @@ class Fssc(Method):
         z = self.problem.latents(count, self.config.generator.z_dim)
         task = _Task(self, student, self.problem.labels(count), warm_up)
         self.generator.train()
-        if self.bn is None:
+        with self.bn or nullcontext():
             self.learner.step(task, z)
-            return task.images, task.logs
-        with self.bn:
-            self.learner.step(task, z)
-            self.bn.remember()
+            if self.bn is not None:
+                self.bn.remember()
         return task.images, task.logs
 
     def generator_loss(
