@@ -159,16 +159,28 @@ def save_network(
     Raises:
         InputError: weights that are not finite, notes that are not strings, an unwritable place.
     """
+    described = {"spec": json.dumps(dataclasses.asdict(spec))}
+    save_weights(path, model, described | _checked_notes(extra or {}))
+
+
+def save_weights(path: str | Path, model: nn.Module, notes: dict[str, str]) -> None:
+    """Save weights that :func:`load_weights` reads, with ``notes`` in the file's metadata.
+
+    Raises:
+        InputError: weights that are not finite, an unwritable place.
+    """
     check_finite("The network", model)
-    notes = dict(extra or {})
+    write_bytes(path, to_safetensors(_plain(model.state_dict()), {"format": "pt", **notes}))
+
+
+def _checked_notes(notes: dict[str, str]) -> dict[str, str]:
     for key, value in notes.items():
         if not isinstance(key, str) or not isinstance(value, str) or key in _RESERVED:
             raise InputError(
                 f"The note {key!r}: {value!r} cannot be saved with the network; notes are strings "
                 f"under names other than {' and '.join(_RESERVED)}."
             )
-    metadata = {"format": "pt", "spec": json.dumps(dataclasses.asdict(spec)), **notes}
-    write_bytes(path, to_safetensors(_plain(model.state_dict()), metadata))
+    return notes
 
 
 def load_network(path: str | Path) -> tuple[nn.Module, NetworkSpec]:

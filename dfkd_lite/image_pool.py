@@ -58,6 +58,12 @@ class ImagePool:
         """All images kept, as uint8 (N, C, H, W), in the order of their slots."""
         return self._pixels[: len(self)].permute(0, 3, 1, 2)
 
+    def newest(self, count: int) -> Tensor:
+        """The last ``count`` images added (fewer where there are fewer), as float32 in [0, 1]."""
+        count = min(count, len(self))
+        slots = (self.added - count + torch.arange(count)) % self.capacity
+        return self._pixels[slots.to(self._pixels.device)].permute(0, 3, 1, 2).float() / 255
+
     def sample(
         self,
         batch_size: int,

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from .checkpoint import write_json
 from .errors import InputError
+from .shipped import SHIPPED
 
-#: The records that ship with the repository.
-RECORDS = Path(__file__).parents[1] / "data" / "records"
+#: The records that ship with the code.
+RECORDS = SHIPPED / "records"
 
 _PACKAGES = ("dfkd_lite", "torch", "torchvision", "numpy", "scikit-learn")
 
