@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import write_json
-from .errors import InputError
+from .errors import InputError, choose
 from .shipped import SHIPPED
 
 #: The records that ship with the code.
@@ -105,6 +105,25 @@ def read_records(experiment: str, folder: str | Path = RECORDS) -> list[dict[str
     if not paths:
         raise InputError(f"There are no records of '{experiment}' below {folder}.")
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def read_variants(
+    names: Sequence[str], folder: str | Path = RECORDS
+) -> dict[str, list[dict[str, Any]]]:
+    """The records of ``benchmarks/variants.py``, by variant, in order of their seeds.
+
+    All variants of a seed share its teacher. ``lite`` is the one in which nothing is changed.
+
+    Raises:
+        InputError: no records of a name; the nearest is offered.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for record in read_records("variants", folder):
+        found.setdefault(record["variant"], []).append(record)
+    return {
+        name: sorted(found[choose("variant", name, found)], key=lambda record: record["seed"])
+        for name in names
+    }
 
 
 def summarise(records: Sequence[Mapping[str, Any]], metric: str, network: str) -> Summary:

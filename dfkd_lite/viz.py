@@ -127,6 +127,30 @@ def training_curves(
     return figure
 
 
+def seed_dots(groups: Mapping[str, Sequence[float]], label: str, scale: float = 100) -> Figure:
+    """One row a group, one dot a run, a bar at the mean, and mean ± standard deviation in words.
+
+    Values are multiplied by ``scale`` (100: shares in %); ``label`` names the axis with its unit.
+    The same seed stands at the same height in each row, so that runs can be paired by eye.
+    """
+    figure, axis = plt.subplots(figsize=(6.2, 0.9 + 0.42 * len(groups)))
+    for row, values in enumerate(groups.values()):
+        points = scale * np.asarray(values, dtype=float)
+        offsets = np.linspace(-0.18, 0.18, len(points)) if len(points) > 1 else [0.0]
+        axis.scatter(points, row + np.asarray(offsets), s=18, color=COLOURS["student"], zorder=3)
+        axis.vlines(points.mean(), row - 0.32, row + 0.32, color=COLOURS["teacher"], linewidth=2)
+        spread = f" ± {points.std(ddof=1):.1f}" if len(points) > 1 else ""
+        words = f"{points.mean():.1f}{spread} (n = {len(points)})"
+        axis.annotate(
+            words, (1.02, row), xycoords=("axes fraction", "data"), va="center", fontsize=8
+        )
+    axis.set_yticks(range(len(groups)), list(groups), fontsize=8)
+    axis.set(xlabel=label, ylim=(len(groups) - 0.5, -0.5))
+    axis.grid(axis="x", alpha=0.3)
+    figure.tight_layout()
+    return figure
+
+
 def loss_landscape(
     kappas: Sequence[float], betas: Sequence[float], values: np.ndarray, label: str
 ) -> go.Figure:
@@ -165,24 +189,60 @@ def image_slider(
         raise InputError("A slider needs at least one picture.")
     height, width = sheets[labels[0]].shape[:2]
     notes = notes or {}
-    frames = [
-        go.Frame(
-            name=label,
-            data=[_picture(sheet)],
-            layout={"title": {"text": notes.get(label, "")}},
-        )
+    frames = {
+        label: ([_picture(sheet)], {"title": {"text": notes.get(label, "")}})
         for label, sheet in sheets.items()
-    ]
-    how = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}}
-    steps = [{"label": label, "method": "animate", "args": [[label], how]} for label in labels]
-    figure = go.Figure(data=frames[0].data, frames=frames)
-    figure.update_layout(**_LAYOUT)
+    }
+    figure = _with_slider(frames, name)
     figure.update_layout(
-        title={"text": notes.get(labels[0], "")},
-        sliders=[{"steps": steps, "currentvalue": {"prefix": f"{name} = "}, "pad": {"t": 10}}],
         xaxis={"visible": False, "range": [-0.5, width - 0.5]},
         yaxis={"visible": False, "range": [height - 0.5, -0.5], "scaleanchor": "x"},
         height=int(np.clip(640 * height / width, 160, 520)) + 170,
+    )
+    return figure
+
+
+def figure_slider(figures: Mapping[str, go.Figure], name: str) -> go.Figure:
+    """One figure a slider position; works in a page without any kernel.
+
+    ``figures`` maps the label of a position to its figure; all have the same traces in the same
+    order. Axes keep the ranges and titles of the first, so set ranges that hold them all; the
+    title moves with the slider.
+    """
+    if not figures:
+        raise InputError("A slider needs at least one figure.")
+    if len({len(figure.data) for figure in figures.values()}) > 1:
+        raise InputError("The figures of a slider must have the same traces.")
+    frames = {
+        label: (list(figure.data), {"title": {"text": figure.layout.title.text or ""}})
+        for label, figure in figures.items()
+    }
+    result = _with_slider(frames, name)
+    first = next(iter(figures.values()))
+    result.update_layout(first.layout)
+    result.update_layout(height=(first.layout.height or _LAYOUT["height"]) + 90)
+    return result
+
+
+def _with_slider(frames: Mapping[str, tuple[list, dict]], name: str) -> go.Figure:
+    """A figure of frames, each traces and layout, and the slider ``name`` that moves over them."""
+    how = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}}
+    steps = [{"label": label, "method": "animate", "args": [[label], how]} for label in frames]
+    data, layout = next(iter(frames.values()))
+    figure = go.Figure(
+        data=data,
+        frames=[go.Frame(name=label, data=d, layout=la) for label, (d, la) in frames.items()],
+    )
+    figure.update_layout(**_LAYOUT)
+    figure.update_layout(
+        layout,
+        sliders=[
+            {
+                "steps": steps,
+                "currentvalue": {"prefix": f"{name} = "},
+                "pad": {"t": 10 if data[0].type == "image" else 40},
+            }
+        ],
     )
     return figure
 
@@ -207,6 +267,14 @@ def png(sheet: np.ndarray, zoom: int = 4) -> bytes:
     """A picture (H, W, 3) uint8 as PNG bytes, each pixel ``zoom`` wide and high."""
     buffer = io.BytesIO()
     Image.fromarray(sheet.repeat(zoom, 0).repeat(zoom, 1)).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def figure_png(figure: Figure) -> bytes:
+    """A matplotlib figure as PNG bytes, and closed: for a widget that draws it anew."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90, bbox_inches="tight")
+    plt.close(figure)
     return buffer.getvalue()
 
 
