@@ -33,7 +33,7 @@ help:
 	@echo "make book    execute the notebooks (lite preset) and build the pages: _build/html/index.html"
 	@echo "make test    build the book where it is stale, then run the tests"
 	@echo "make lint    ruff (code and notebooks) and mypy"
-	@echo "make format  let ruff format the code and strip outputs from the notebooks"
+	@echo "make format  format the code; in notebooks strip outputs and renew the install cell"
 	@echo "Set PYTHON=... to choose the interpreter that .venv is made with (3.11 to 3.13)."
 
 # The first interpreter of a fitting version that really runs (a shim may exist and fail), and can
@@ -61,6 +61,7 @@ lint: environment
 	$(VENV) -m mypy
 
 format: environment
+	$(VENV) book/colab.py
 	$(VENV) -m ruff format .
 	$(VENV) -m ruff check --fix .
 	$(VENV) -m nbstripout book/*.ipynb

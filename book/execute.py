@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import Lock
 
 PRESET = "lite"
-PARAMETER = r"^PRESET\b.*="  # how a chapter's parameters cell takes it
+PARAMETERS = ("PRESET", "DATA", "SEED")  # what every chapter can be run with
 WORKERS = 2
 # Folders whose content a chapter may depend on. Downloads and runs are not part of the project.
 INPUTS = ("dfkd_lite", "data")
@@ -52,8 +52,8 @@ class Record:
     seconds: float
     retries: int
     finished: str
-    python: str
-    cores: int
+    threads: int
+    environment: dict  # code version, packages, python, device, machine
 
 
 _print_lock = Lock()
@@ -150,8 +150,8 @@ class _Executor:
             seconds=seconds,
             retries=retries,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
-            python=sys.version.split()[0],
-            cores=os.cpu_count() or 1,
+            threads=self.threads,
+            environment=environment(),
         )
         record_file.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
         return record
@@ -220,15 +220,23 @@ def read_record(path: Path) -> Record | None:
 
 
 def check_parameters(notebook: Path) -> None:
-    """Refuse a notebook that would ignore the preset (papermill itself only logs that)."""
-    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
-        source = "".join(cell["source"])
-        if "parameters" in cell["metadata"].get("tags", []) and re.search(PARAMETER, source, re.M):
-            return
-    raise ChapterError(
-        f"{notebook.name}: no parameter PRESET. Give the notebook one cell tagged "
-        f'"parameters" that contains PRESET = "{PRESET}".'
-    )
+    """Refuse a notebook that would ignore a parameter (papermill itself only logs that)."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    source = "\n".join("".join(cell["source"]) for cell in tagged)
+    for name in PARAMETERS:
+        if len(tagged) != 1 or not re.search(rf"^{name}\b.*=", source, re.M):
+            raise ChapterError(
+                f"{notebook.name}: no parameter {name}. Give the notebook one cell tagged "
+                f'"parameters" that contains PRESET = "{PRESET}", DATA = "digits" and SEED = 0.'
+            )
+
+
+def environment() -> dict:
+    """Where this happens, as the package's own records say it."""
+    from dfkd_lite import records  # late: it imports torch, and most builds execute nothing
+
+    return records.environment()
 
 
 # --- saying what went wrong ---------------------------------------------------------------------

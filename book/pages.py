@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+import pdf
+from chromium import find_chromium
 from execute import (
     ADDED_BY_PAPERMILL,
     digest,
@@ -16,6 +18,7 @@ from execute import (
     installed_versions,
     without_colours,
 )
+from generated import MAP_PLACE, chapter_map, generated_pages
 
 PLOTLY = "application/vnd.plotly.v1+json"
 DEFAULT_HEIGHT = 450  # plotly's own
@@ -61,27 +64,34 @@ class Folders:
 
 def prepare_notebook(notebook: dict) -> dict:
     """Without papermill's own cells, and with plotly figures as HTML (myst-nb knows only that)."""
-    cells = [
+    cells = source_cells(notebook)
+    for cell in cells:
+        if "outputs" in cell:  # an emptied output would still take its room on the page
+            cell["outputs"] = [o for o in cell["outputs"] if o.get("name") != "stderr"]
+        for output in cell.get("outputs", []):
+            figure = output.get("data", {}).get(PLOTLY)
+            if figure is not None:
+                output["data"] = {"text/html": plotly_html(figure, alternative_text(cell))}
+    return {**notebook, "cells": cells}
+
+
+def source_cells(notebook: dict) -> list[dict]:
+    """The cells of an executed notebook that its source has too."""
+    return [
         cell
         for cell in notebook["cells"]
         if not ADDED_BY_PAPERMILL & set(cell["metadata"].get("tags", []))
     ]
-    for cell in cells:
-        for output in cell.get("outputs", []):
-            figure = output.get("data", {}).get(PLOTLY)
-            if figure is not None:
-                output["data"] = {"text/html": plotly_html(figure)}
-    return {**notebook, "cells": cells}
 
 
-def plotly_html(figure: dict) -> str:
-    """A place for a figure, with the figure's data in it; figures.js draws it.
+def alternative_text(cell: dict) -> str:
+    """What a cell's picture shows, in words: where myst-nb looks for it too."""
+    return cell["metadata"].get("mystnb", {}).get("image", {}).get("alt", "")
 
-    The alternative text is the figure's own: `fig.update_layout(meta={"alt": "..."})`.
-    """
+
+def plotly_html(figure: dict, alt: str) -> str:
+    """A place for a figure, with the figure's data in it; figures.js draws it."""
     layout = figure.get("layout", {})
-    meta = layout.get("meta")
-    alt = meta.get("alt", "") if isinstance(meta, dict) else ""
     wanted = {name: figure.get(name, []) for name in ("data", "frames")} | {"layout": layout}
     # "<" is written so that no text in a figure can end the script element
     data = json.dumps(wanted).replace("<", "\\u003c")
@@ -97,7 +107,7 @@ def plotly_html(figure: dict) -> str:
 def stderr_notes(name: str, notebook: dict) -> list[str]:
     """What cells wrote to stderr, progress bars left aside: the pages do not show it."""
     notes = []
-    for number, cell in enumerate(notebook["cells"], start=1):
+    for number, cell in enumerate(source_cells(notebook), start=1):
         for output in cell.get("outputs", []):
             text = "".join(output.get("text", ""))
             if output.get("name") == "stderr" and text.strip() and "\r" not in text:
@@ -118,9 +128,14 @@ def write_source(folders: Folders) -> list[str]:
     notes = []
     for path in folders.notebooks():
         executed = json.loads((folders.executed / path.name).read_text(encoding="utf-8"))
+        notes += stderr_notes(path.name, executed)
         prepared = prepare_notebook(executed)
-        notes += stderr_notes(path.name, prepared)
         (source / path.name).write_text(json.dumps(prepared), encoding="utf-8")
+    for name, text in generated_pages(folders.notebooks(), folders.executed).items():
+        (source / name).write_text(text, encoding="utf-8")
+    first = source / "index.md"
+    table = chapter_map(folders.notebooks(), folders.executed)
+    first.write_text(first.read_text("utf-8").replace(MAP_PLACE, table), encoding="utf-8")
     return notes
 
 
@@ -148,7 +163,7 @@ def pages_key(folders: Folders) -> str:
     paths = [folders.root / "_config.yml", folders.root / "package-lock.json", Path(__file__)]
     for folder in (folders.source, folders.book / "_ext"):
         paths += files_below(folder, {"__pycache__"})
-    return digest(paths, installed_versions(), *map(str, paths))
+    return digest(paths, installed_versions(), find_chromium() or "", *map(str, paths))
 
 
 def build_pages(folders: Folders) -> bool:
@@ -163,19 +178,26 @@ def build_pages(folders: Folders) -> bool:
         print(note, flush=True)
     stamp.unlink(missing_ok=True)
     shutil.rmtree(folders.html, ignore_errors=True)
-    run_jupyter_book(folders)
+    chromium = find_chromium()
+    run_jupyter_book(folders, with_pdf=chromium is not None)
     for target, origin in vendored(folders).items():
         place = folders.html / target
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(origin, place)
     for notebook in folders.notebooks():  # what the pages' download button gives
         shutil.copyfile(notebook, folders.html / "_sources" / notebook.name)
+    if chromium:
+        print("Printing the PDF ...", flush=True)
+        pdf.write_pdf(folders.html, folders.book / "_toc.yml", chromium)
+    else:
+        print("  no PDF: that needs a Chromium (install it, or name it in CHROMIUM)", flush=True)
     stamp.write_text(key, encoding="utf-8")
     return True
 
 
-def run_jupyter_book(folders: Folders) -> None:
+def run_jupyter_book(folders: Folders, with_pdf: bool) -> None:
     """Call Jupyter Book afresh: an incremental build would not repeat an earlier warning."""
+    told = {"PYTHONWARNINGS": "ignore", "BOOK_PDF": pdf.NAME if with_pdf else ""}
     start = "from jupyter_book.cli.main import main; main()"  # it has no __main__, and the venv may
     command = [sys.executable, "-c", start, "build", str(folders.source)]  # have been moved
     command += ["--config", str(folders.root / "_config.yml")]
@@ -187,7 +209,7 @@ def run_jupyter_book(folders: Folders) -> None:
         code = subprocess.run(
             command,
             cwd=folders.root,
-            env={**os.environ, "PYTHONWARNINGS": "ignore"},
+            env=os.environ | told,
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,

@@ -79,7 +79,7 @@ def conv_norm(
 
 
 def batch_norm_norm(bn: nn.BatchNorm2d | nn.BatchNorm1d) -> float:
-    """max |gamma| / sqrt(variance + eps) over the channels: batch-norm in evaluation mode.
+    """``max |gamma| / sqrt(variance + eps)`` over the channels: batch-norm in evaluation mode.
 
     Raises:
         InputError: no running statistics (it would depend on the batch); NaN or infinite weights.

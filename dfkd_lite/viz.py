@@ -220,7 +220,7 @@ def figure_slider(figures: Mapping[str, go.Figure], name: str) -> go.Figure:
     result = _with_slider(frames, name)
     first = next(iter(figures.values()))
     result.update_layout(first.layout)
-    result.update_layout(height=(first.layout.height or _LAYOUT["height"]) + 90)
+    result.update_layout(height=(first.layout.height or 380) + 90)  # room for the slider
     return result
 
 

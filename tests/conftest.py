@@ -2,27 +2,20 @@
 
 import os
 import random
-import shutil
 import sys
 from collections import Counter
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; sums stay reproducible
 
 import pytest
+from chromium import find_chromium
 from hypothesis import settings
 
 settings.register_profile("dfkd", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("dfkd")
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 NO_BROWSER = "no Chromium for the browser tests (install it, or name it in CHROMIUM)"
 IN_CI = os.environ.get("CI") == "true"
-
-
-def find_chromium() -> str | None:
-    """The Chromium to use: the one named in CHROMIUM, else the first that is installed."""
-    named = os.environ.get("CHROMIUM")
-    return shutil.which(named) if named else next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 def missing(what: str) -> None:

@@ -5,11 +5,13 @@ import os
 import re
 import subprocess
 from html.parser import HTMLParser
+from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import environment
 import execute
+import generated
 import pages
 import pytest
 from conftest import missing
@@ -17,7 +19,7 @@ from execute import ChapterError, Limits, execute_all, shared_key
 from pages import Folders, PagesError, build_pages, prepare_notebook
 
 ROOT = Path(__file__).parents[1]
-PARAMETERS = ('PRESET = "lite"', ["parameters"])
+PARAMETERS = ('PRESET = "lite"\nDATA = "digits"\nSEED = 0', ["parameters"])
 
 
 def notebook(*cells) -> dict:
@@ -99,9 +101,11 @@ def test_key_follows_the_installed_versions(project, monkeypatch):
     assert shared_key(project, "lite") != before
 
 
-def test_notebook_without_the_parameter_is_refused(project):
-    path = chapter(project, ('SETTING = "lite"', ["parameters"]), "print('ran')")
-    with pytest.raises(ChapterError, match=r"^01-one\.ipynb: no parameter PRESET"):
+@pytest.mark.parametrize("name", ["PRESET", "DATA", "SEED"])
+def test_notebook_without_a_parameter_is_refused(project, name):
+    source, tags = PARAMETERS
+    path = chapter(project, (source.replace(name, "OTHER"), tags), "print('ran')")
+    with pytest.raises(ChapterError, match=rf"^01-one\.ipynb: no parameter {name}"):
         run(project, path)
     assert not (project / "out" / path.name).exists()
 
@@ -155,7 +159,7 @@ def test_hang_twice_is_an_error(project):
 
 FIGURE = {
     "data": [{"type": "scatter", "y": [1, 2]}],
-    "layout": {"meta": {"alt": 'A "line"'}, "title": {"text": "</script><b>"}, "height": 300},
+    "layout": {"title": {"text": "</script><b>"}, "height": 300},
     "frames": [{"name": "0"}],
 }
 
@@ -168,7 +172,9 @@ def with_output(output: dict) -> dict:
 
 def test_figure_becomes_html_that_holds_its_data():
     shown = {"output_type": "display_data", "metadata": {}, "data": {pages.PLOTLY: FIGURE}}
-    (cell,) = prepare_notebook(with_output(shown))["cells"]
+    source = with_output(shown)
+    source["cells"][0]["metadata"]["mystnb"] = {"image": {"alt": 'A "line"'}}
+    (cell,) = prepare_notebook(source)["cells"]
     (html,) = cell["outputs"][0]["data"].values()
     assert 'aria-label="A &quot;line&quot;"' in html and "min-height: 300px" in html
     inside = re.search(r'<script type="application/json">(.*?)</script>', html)[1]
@@ -190,8 +196,9 @@ def test_warnings_of_a_chapter_are_noted_and_progress_bars_are_not():
 
 
 @pytest.fixture
-def small_book(project):
-    """A book of one page, with this project's settings and scripts."""
+def small_book(project, monkeypatch):
+    """A book of one page, with this project's settings and scripts, and without a PDF."""
+    monkeypatch.setattr(pages, "find_chromium", lambda: None)
     for name in ("_config.yml", "package-lock.json"):
         (project / name).write_bytes((ROOT / name).read_bytes())
     for name in ("_ext", "_static", "references.bib"):
@@ -206,7 +213,7 @@ def small_book(project):
 def test_pages_are_built_once_until_something_changes(small_book, monkeypatch):
     calls = []
 
-    def fake(folders):
+    def fake(folders, with_pdf):
         calls.append(1)
         folders.html.mkdir(parents=True)
         (folders.html / "index.html").write_text("built")
@@ -233,6 +240,64 @@ def test_a_small_book_builds_with_all_scripts_beside_it(small_book):
     assert "plotly.min.js" not in page  # a page without a figure does not load it
     for target in pages.vendored(small_book):
         assert (small_book.html / target).stat().st_size > 200
+
+
+HOME = "# A page\n\n$$x = 1 \\tag{6}$$\n\n$$y = 2 \\tag{7}$$\n\n"
+
+
+def equation_links(page: str) -> list[tuple[str, str]]:
+    return re.findall(r'<a class="equation-link[^"]*" href="([^"]*)">([^<]*)</a>', page)
+
+
+def test_mentions_of_equations_become_links(small_book):
+    (small_book.book / "_toc.yml").write_text(
+        "format: jb-book\nroot: index\nchapters:\n  - file: two\n"
+    )
+    (small_book.book / "index.md").write_text(HOME + "See Eq. 6, and `Eq. 7` in code.\n")
+    (small_book.book / "two.md").write_text("# On Eq. 6\n\nSee *Eqs. 6 and 7*, (Eq. 7).\n")
+    assert build_pages(small_book) is True
+    first, second = ((small_book.html / n).read_text() for n in ("index.html", "two.html"))
+    assert equation_links(first) == [("#eq-6", "Eq. 6")]
+    assert '<div class="math notranslate nohighlight" id="eq-6">' in first
+    assert equation_links(second) == [
+        ("index.html#eq-6", "6"),
+        ("index.html#eq-7", "7"),
+        ("index.html#eq-7", "Eq. 7"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("See Eq. 8.\n", r"Eq\. 8 stands nowhere"),
+        ("$$z \\tag{6}$$\n", r"Eq\. 6 stands on index already"),
+    ],
+)
+def test_equation_without_a_home_or_with_two_stops_the_build(small_book, text, complaint):
+    (small_book.book / "index.md").write_text(HOME + text)
+    with pytest.raises(PagesError, match=complaint):
+        build_pages(small_book)
+
+
+def test_map_and_status_say_what_was_measured(project):
+    source = {"cell_type": "markdown", "id": "t", "metadata": {}, "source": "# Title\n\nIt\nacts."}
+    content = notebook(PARAMETERS, "1 + 1")
+    content["cells"].insert(0, source)
+    path = project / "book" / "01-one.ipynb"
+    path.write_text(json.dumps(content))
+    (record,) = run(project, path)
+    table = generated.chapter_map([path], project / "out")
+    assert f"| [Title](01-one.ipynb) | It acts. | {record.seconds / 60:.1f} |" in table
+    status = generated.status_page([path], project / "out")
+    assert f"| [Title](01-one.ipynb) | {record.seconds:.0f} | {record.finished[:10]}" in status
+    assert f"| torch | {version('torch')} |" in status
+    assert record.environment["machine"] in status and "| lite | 1 |" in status
+
+
+def test_every_module_has_a_place_in_the_reference():
+    modules = {p.stem for p in (ROOT / "dfkd_lite").iterdir() if not p.name.startswith("_")}
+    placed = [m for _, _, modules in generated.REFERENCE for m in modules]
+    assert sorted(placed) == sorted(modules - {"cli"})
 
 
 # --- setting up ---------------------------------------------------------------------------------

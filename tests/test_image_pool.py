@@ -269,3 +269,13 @@ def test_values_outside_0_to_1_do_not_wrap_around() -> None:
     except InputError:
         return
     assert pool.images().flatten().tolist() == [255, 0]
+
+
+def test_newest_are_the_last_added_across_the_ring():
+    pool = ImagePool(4, (1, 2, 2))
+    values = torch.arange(6).view(6, 1, 1, 1).expand(6, 1, 2, 2) * 10 / 255
+    pool.add(values[:3])
+    assert (pool.newest(2)[:, 0, 0, 0] * 255).round().tolist() == [10, 20]
+    assert len(pool.newest(9)) == 3
+    pool.add(values[3:])  # slots now hold 4, 5, 2, 3
+    assert (pool.newest(3)[:, 0, 0, 0] * 255).round().tolist() == [30, 40, 50]

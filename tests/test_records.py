@@ -12,6 +12,7 @@ from dfkd_lite.records import (
     peak_memory,
     plain,
     read_records,
+    read_variants,
     summarise,
     write_record,
 )
@@ -88,3 +89,14 @@ def test_shipped_records_are_whole(experiment, seeds):
         assert record["environment"]["code"]["commit"] and record["environment"]["machine"]
         assert {"teach", "distil"} <= set(record["seconds"])
         assert record["peak_memory_bytes"] > 0
+
+
+def test_variants_come_by_name_in_order_of_their_seeds(tmp_path):
+    for variant, seed in (("b", 10), ("b", 2), ("a", 0)):
+        changes = {"experiment": "variants", "name": f"{variant}_seed{seed}", "seed": seed}
+        write_record(RECORD | changes | {"variant": variant}, tmp_path)
+    found = read_variants(["b", "a"], tmp_path)
+    assert [record["seed"] for record in found["b"]] == [2, 10]
+    assert list(found) == ["b", "a"]
+    with pytest.raises(InputError, match="variant called 'c'"):
+        read_variants(["c"], tmp_path)

@@ -5,6 +5,7 @@ import io
 
 import matplotlib.pyplot as plt
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 import torch
 from PIL import Image
@@ -82,6 +83,43 @@ def test_training_curves_pass_over_rows_without_the_value():
     assert list(figure.data[0].x) == [2] and list(figure.data[0].y) == [0.5]
     assert figure.data[0].line.color == viz.COLOURS["student"]
     assert figure.layout.yaxis.title.text == "accuracy [%]"
+
+
+def test_figure_slider_shows_each_figure_at_its_position():
+    figures = {
+        name: go.Figure(go.Bar(x=["a", "b"], y=values)).update_layout(
+            title=f"at {name}", yaxis_range=[0, 9], height=300
+        )
+        for name, values in {"1": [1, 2], "20": [3, 4]}.items()
+    }
+    figure = viz.figure_slider(figures, "τ")
+    assert list(figure.data[0].y) == [1, 2] and figure.layout.title.text == "at 1"
+    assert [list(frame.data[0].y) for frame in figure.frames] == [[1, 2], [3, 4]]
+    assert [frame.layout.title.text for frame in figure.frames] == ["at 1", "at 20"]
+    assert tuple(figure.layout.yaxis.range) == (0, 9) and figure.layout.height > 300
+    assert figure.layout.sliders[0].currentvalue.prefix == "τ = "
+    with pytest.raises(InputError, match="same traces"):
+        viz.figure_slider(figures | {"3": go.Figure()}, "τ")
+    with pytest.raises(InputError, match="at least one"):
+        viz.figure_slider({}, "τ")
+
+
+def test_seed_dots_draws_every_run_and_the_mean_in_words():
+    figure = viz.seed_dots({"a": [0.9, 0.94, 0.98], "b": [0.5]}, "accuracy [%]")
+    (axis,) = figure.axes
+    drawn = [sorted(dots.get_offsets()[:, 0]) for dots in axis.collections[::2]]
+    assert drawn == [pytest.approx([90, 94, 98]), pytest.approx([50])]
+    means = [bar.get_segments()[0][0][0] for bar in axis.collections[1::2]]
+    assert means == pytest.approx([94, 50])
+    assert [text.get_text() for text in axis.texts] == ["94.0 ± 4.0 (n = 3)", "50.0 (n = 1)"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
+
+
+def test_figure_png_is_a_picture_and_closes_the_figure():
+    figure, _ = plt.subplots(figsize=(2, 1))
+    picture = Image.open(io.BytesIO(viz.figure_png(figure)))
+    assert picture.format == "PNG" and picture.width > picture.height
+    assert not plt.fignum_exists(figure.number)
 
 
 def test_loss_landscape_keeps_rows_as_kappas():

@@ -1,5 +1,7 @@
 """What the pages of this book need from Sphinx beyond Jupyter Book's own settings."""
 
+import os
+
 from docutils import nodes
 from sphinx.application import Sphinx
 
@@ -33,7 +35,25 @@ def load_scripts(
         app.add_js_file("widgets-math.js", priority=800, defer="defer")
 
 
+def offer_pdf(app: Sphinx, page: str, template: str, context: dict, tree: nodes.document) -> None:
+    """In the download menu: the whole book as a PDF, where book/pages.py says that it makes one."""
+    pdf = os.environ.get("BOOK_PDF")
+    for group in context.get("header_buttons", []):
+        if pdf and group.get("label") == "download-buttons":
+            group["buttons"].append(
+                {
+                    "type": "link",
+                    "url": context["pathto"](pdf, 1),
+                    "text": "whole book, .pdf",
+                    "tooltip": "The whole book as one PDF",
+                    "icon": "fas fa-book",
+                    "label": "download-book-button",
+                }
+            )
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("html-page-context", load_scripts)
+    app.connect("html-page-context", offer_pdf, priority=800)  # after the theme's own buttons
     app.connect("html-page-context", drop_thebe, priority=900)  # after thebe has added its own
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,127 @@
+"""Pages that the build writes itself: how the book was made, and the package's reference."""
+
+import json
+import re
+import tomllib
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from execute import Record, read_record
+
+ROOT = Path(__file__).resolve().parents[1]
+
+#: The package by floors, from the ground up: page, title, modules.
+REFERENCE = (
+    (
+        "api-pieces",
+        "Package reference: the pieces",
+        ("networks", "data", "generator", "meta", "inversion", "cam", "kd", "lipschitz"),
+    ),
+    (
+        "api-method",
+        "Package reference: the method",
+        ("msarc", "image_pool", "distill", "methods", "presets", "teach", "trained"),
+    ),
+    (
+        "api-tools",
+        "Package reference: tools",
+        (
+            "evaluate",
+            "signs",
+            "privacy",
+            "records",
+            "shipped",
+            "checkpoint",
+            "export",
+            "card",
+            "viz",
+            "widgets",
+            "devices",
+            "errors",
+        ),
+    ),
+)
+
+
+MAP_PLACE = "<!-- chapter map -->"  # in index.md
+
+
+def opening(notebook: Path) -> tuple[str, str]:
+    """Title and promise of a notebook: the heading and first paragraph of its first cell."""
+    cell = json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]
+    title, promise, *_ = [*"".join(cell["source"]).strip().split("\n\n"), "", ""]
+    return title.removeprefix("# ").strip(), " ".join(promise.split())
+
+
+def chapter_map(notebooks: list[Path], executed: Path) -> str:
+    """What each chapter promises and costs, as a Markdown table."""
+    lines = ["| chapter | what it does | minutes |", "| --- | --- | --: |"]
+    for path in notebooks:
+        title, promise = opening(path)
+        record = read_record(executed / f"{path.stem}.json")
+        minutes = f"{record.seconds / 60:.1f}" if record else ""
+        lines.append(f"| [{title}]({path.name}) | {promise} | {minutes} |")
+    return "\n".join(lines)
+
+
+def status_page(notebooks: list[Path], executed: Path) -> str:
+    """When, where, with what and how long each chapter was executed, as Markdown."""
+    records = {path: read_record(executed / f"{path.stem}.json") for path in notebooks}
+    known = [record for record in records.values() if record is not None]
+    lines = ["# Status of this build", "", *_summary(known), "", "## Chapters", ""]
+    lines += [
+        "| chapter | seconds | finished (UTC) | preset | tries |",
+        "| --- | --: | --- | --- | --: |",
+    ]
+    for path, record in records.items():
+        if record is not None:
+            when = datetime.fromisoformat(record.finished).astimezone(UTC)
+            lines.append(
+                f"| [{opening(path)[0]}]({path.name}) | {record.seconds:.0f} "
+                f"| {when:%Y-%m-%d %H:%M} | {record.preset} | {record.retries + 1} |"
+            )
+    return "\n".join([*lines, "", "## Packages", "", *_packages(), ""])
+
+
+def _summary(records: list[Record]) -> list[str]:
+    if not records:
+        return ["Nothing has been executed."]
+    newest = max(records, key=lambda record: record.finished)
+    where, total = newest.environment, sum(record.seconds for record in records)
+    commit = (where["code"]["commit"] or "unknown")[:12]
+    return [
+        "Written by the build. Each chapter was executed from its source by papermill, with the "
+        "parameters that it holds; pages are built from what came out, and from nothing else.",
+        "",
+        f"- **Time**: {total / 60:.1f} minutes for all chapters together, two at a time with "
+        f"{newest.threads} thread{'s' * (newest.threads > 1)} each.",
+        f"- **Device**: {where['device']}, {where['cores']} cores, {where['machine']}.",
+        f"- **Python**: {where['python']}.",
+        f"- **Code**: commit `{commit}`{' with changes' if where['code']['dirty'] else ''}.",
+    ]
+
+
+def _packages() -> list[str]:
+    """The installed versions of what pyproject.toml asks for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["book"]
+    names = sorted(re.match(r"[\w-]+", requirement)[0] for requirement in wanted)
+    return ["| package | version |", "| --- | --- |", *(f"| {n} | {version(n)} |" for n in names)]
+
+
+def reference_page(title: str, modules: tuple[str, ...]) -> str:
+    """The docstrings of some modules, as MyST around Sphinx's autodoc."""
+    lines = [f"# {title}", "", "Generated from the docstrings of `dfkd_lite`.", ""]
+    for module in modules:
+        lines += [f"## dfkd_lite.{module}", "", "```{eval-rst}"]
+        lines += [f".. automodule:: dfkd_lite.{module}", "   :members:"]
+        lines += ["   :imported-members:"] if module in ("networks", "methods") else []
+        lines += ["```", ""]
+    return "\n".join(lines)
+
+
+def generated_pages(notebooks: list[Path], executed: Path) -> dict[str, str]:
+    """File name -> text of every page that is not written by hand."""
+    pages = {f"{name}.md": reference_page(title, modules) for name, title, modules in REFERENCE}
+    return pages | {"status.md": status_page(notebooks, executed)}

@@ -1,0 +1,130 @@
+"""The chapters themselves: executed twice alike, complete, and written as the house asks."""
+
+import json
+import re
+from pathlib import Path
+
+import colab
+import pytest
+import yaml
+from execute import execute_all, read_record
+
+ROOT = Path(__file__).parents[1]
+BOOK = ROOT / "book"
+BUILD = ROOT / "_build"
+NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
+CHAPTERS = [path for path in NOTEBOOKS if re.match(r"\d\d-", path.name)]
+CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+PAPER_EQUATIONS = {str(number) for number in range(1, 24)}
+
+
+def cells(path: Path, kind: str | None = None) -> list[dict]:
+    found = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in found if kind in (None, cell["cell_type"])]
+
+
+def text(path: Path, kind: str) -> str:
+    return "\n\n".join("".join(cell["source"]) for cell in cells(path, kind))
+
+
+# --- two runs with the same seed ------------------------------------------------------------------
+
+TIMES = "timing"  # tag of cells that print how long something took
+VIEW = "application/vnd.jupyter.widget-view+json"  # names a widget by a random number
+
+
+def results(path: Path) -> dict[str, list]:
+    """What each cell of an executed notebook put out, but for progress bars, times, widgets."""
+    found = {}
+    for cell in cells(path, "code"):
+        if TIMES not in cell["metadata"].get("tags", []):
+            outputs = [o for o in cell["outputs"] if o.get("name") != "stderr"]
+            found["".join(cell["source"])] = [comparable(o) for o in outputs]
+    return found
+
+
+def comparable(output: dict) -> object:
+    if output["output_type"] == "stream":
+        return "".join(output["text"])
+    return {kind: value for kind, value in output["data"].items() if kind != VIEW}
+
+
+@pytest.fixture(scope="module")
+def second_run() -> Path:
+    """All chapters executed once more, beside the build; what is unchanged is not run again."""
+    folder = BUILD / "executed-again"
+    execute_all(NOTEBOOKS, ROOT, folder)
+    return folder
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_two_runs_with_the_same_seed_agree(path, second_run):
+    first, second = BUILD / "executed" / path.name, second_run / path.name
+    keys = [read_record(folder.with_suffix(".json")).key for folder in (first, second)]
+    assert keys[0] == keys[1], "the book was built from something else: make book"
+    before, after = results(first), results(second)
+    assert list(before) == list(after)
+    different = [source for source in before if before[source] != after[source]]
+    assert different == []
+
+
+# --- how chapters are written ---------------------------------------------------------------------
+
+
+def test_every_notebook_is_in_the_table_of_contents():
+    toc = (BOOK / "_toc.yml").read_text(encoding="utf-8")
+    listed = re.findall(r"file: (\S+)", toc)
+    assert [p.stem for p in NOTEBOOKS if p.stem not in listed] == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_install_cell_follows_the_configuration(path):
+    wanted = colab.install_cell(CONFIG)
+    assert cells(path)[1] == wanted, "call make format"
+    assert cells(path)[0]["cell_type"] == "markdown"
+
+
+def test_install_cell_names_repository_and_branch():
+    config = {"repository": {"url": "https://example.org/a/b", "branch": "next"}}
+    source = "".join(colab.install_cell(config)["source"])
+    assert 'pip install -q "dfkd_lite[export] @ git+https://example.org/a/b@next"' in source
+
+
+def test_every_equation_of_the_paper_has_one_home():
+    tags = [n for path in NOTEBOOKS for n in re.findall(r"\\tag\{(\d+)\}", text(path, "markdown"))]
+    assert sorted(tags, key=int) == sorted(PAPER_EQUATIONS, key=int)
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_exercises(path):
+    exercises = text(path, "markdown").partition("## Exercises")[2].partition("\n## ")[0]
+    kinds = re.findall(r"^\*\*\d+\. \((\w+)\)\*\*", exercises, re.M)
+    assert len(kinds) >= 3 and {"code", "thought"} <= set(kinds)
+    assert exercises.count("<details>") == exercises.count("</details>") == len(kinds)
+    for solution in re.findall(r"```python\n(.*?)```", exercises, re.S):
+        compile(solution, path.name, "exec")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_cells_are_short(path):
+    for cell in cells(path, "code"):
+        lines = "".join(cell["source"]).splitlines()
+        code = [line for line in lines if line.strip() and not line.strip().startswith("#")]
+        imports = sum(bool(re.match(r"(from|import|    \w+,$|\))", line)) for line in lines)
+        assert len(code) - imports <= 22, "".join(cell["source"])
+
+
+PICTURES = {"image/png", "application/vnd.plotly.v1+json"}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_figure_has_caption_name_and_words(path):
+    executed = BUILD / "executed" / path.name
+    names = []
+    for cell in cells(executed, "code"):
+        if any(PICTURES & set(output.get("data", {})) for output in cell["outputs"]):
+            shown = cell["metadata"].get("mystnb", {})
+            figure, image = shown.get("figure", {}), shown.get("image", {})
+            assert figure.get("caption") and image.get("alt"), "".join(cell["source"])
+            names.append(figure["name"])
+    assert len(set(names)) == len(names)
