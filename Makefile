@@ -1,6 +1,6 @@
 # Two commands: `make book` and `make test`. Both set up what is missing, inside this folder.
 .DEFAULT_GOAL := help
-.PHONY: help environment book test lint format
+.PHONY: help environment book test lint format colab
 MAKEFLAGS += --no-print-directory
 
 VENV := .venv/bin/python
@@ -34,6 +34,7 @@ help:
 	@echo "make test    build the book where it is stale, then run the tests"
 	@echo "make lint    ruff (code and notebooks) and mypy"
 	@echo "make format  format the code; in notebooks strip outputs and renew the install cell"
+	@echo "make colab   run every notebook in an environment of Colab's own versions (large, slow)"
 	@echo "Set PYTHON=... to choose the interpreter that .venv is made with (3.11 to 3.13)."
 
 # The first interpreter of a fitting version that really runs (a shim may exist and fail), and can
@@ -54,6 +55,9 @@ book: environment
 
 test: book
 	@$(VENV) -m pytest $(PYTEST_ARGS)
+
+colab: environment
+	$(VENV) book/colab_check.py
 
 lint: environment
 	$(VENV) -m ruff check .

@@ -1,0 +1,90 @@
+"""`make colab`: every notebook in a clean environment of Colab's own package versions.
+
+Installs the pins of tests/colab-pins.txt, then this package as the notebooks' first cell would;
+fails where that changes a version that was there, or where a notebook fails. Slow and large (torch
+again): for before a release, not for every change.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PINS = ROOT / "tests" / "colab-pins.txt"
+VENV = ROOT / ".cache" / "colab"
+PYTHON = VENV / "bin" / "python"
+LIMIT = 1200  # seconds for one notebook
+
+# What Colab's own front end does with a notebook: run its cells in a kernel, in an empty folder.
+EXECUTE = """
+import sys, nbformat
+from nbclient import NotebookClient
+source, target, folder = sys.argv[1:]
+notebook = nbformat.read(source, as_version=4)
+client = NotebookClient(notebook, timeout=600, kernel_name="python3",
+                        resources={"metadata": {"path": folder}})
+try:
+    client.execute()
+finally:
+    nbformat.write(notebook, target)
+"""
+
+
+def pip(*arguments: str) -> str:
+    command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def versions() -> dict[str, str]:
+    return {p["name"].lower(): p["version"] for p in json.loads(pip("list", "--format=json"))}
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> dict[str, tuple[str, str | None]]:
+    """Packages that were there and are not as they were: name -> (version before, after)."""
+    return {n: (v, after.get(n)) for n, v in before.items() if after.get(n) != v}
+
+
+def make_environment() -> None:
+    if not PYTHON.is_file():
+        subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
+    print("Installing Colab's versions (torch is large) ...", flush=True)
+    pip("install", "--quiet", "-r", str(PINS))
+    pip("uninstall", "--quiet", "--yes", "dfkd_lite")
+    before = versions()
+    print("Installing dfkd_lite[export] ...", flush=True)
+    pip("install", "--quiet", f"dfkd_lite[export] @ {ROOT.as_uri()}")
+    after = versions()
+    if broken := changed(before, after):
+        sys.exit(f"Installing the package changes what Colab has: {broken}")
+    print(f"  added, nothing changed: {', '.join(sorted(after.keys() - before.keys()))}")
+    subprocess.run(
+        [str(PYTHON), "-m", "ipykernel", "install", "--prefix", str(VENV), "--name", "python3"],
+        check=True,
+        capture_output=True,
+    )
+
+
+def execute(notebook: Path, out: Path) -> bool:
+    folder = out / notebook.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    begun = time.monotonic()
+    command = [str(PYTHON), "-c", EXECUTE, str(notebook), str(out / notebook.name), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    good = done.returncode == 0
+    print(f"  {notebook.name}: {'done' if good else 'FAILED'} in {time.monotonic() - begun:.0f} s")
+    if not good:
+        print("\n".join(done.stderr.strip().splitlines()[-15:]), flush=True)
+    return good
+
+
+def main() -> int:
+    make_environment()
+    print("Executing the notebooks:", flush=True)
+    notebooks = sorted((ROOT / "book").glob("*.ipynb"))
+    return 0 if all([execute(path, ROOT / "_build" / "colab") for path in notebooks]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
