@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import colab
+import colab_check
 import pytest
 import yaml
 from execute import execute_all, read_record
@@ -88,6 +89,15 @@ def test_install_cell_names_repository_and_branch():
     config = {"repository": {"url": "https://example.org/a/b", "branch": "next"}}
     source = "".join(colab.install_cell(config)["source"])
     assert 'pip install -q "dfkd_lite[export] @ git+https://example.org/a/b@next"' in source
+
+
+def test_a_replaced_or_lost_package_is_noticed():
+    before = {"torch": "2.11.0", "numpy": "2.1.3", "tqdm": "4.67.3"}
+    after = {"torch": "2.11.0", "numpy": "2.4.0", "medmnist": "3.0.2"}
+    assert colab_check.changed(before, after) == {
+        "numpy": ("2.1.3", "2.4.0"),
+        "tqdm": ("4.67.3", None),
+    }
 
 
 def test_every_equation_of_the_paper_has_one_home():
