@@ -62,6 +62,9 @@ VARIANTS: dict[str, list[str]] = {
     "fail-adversarial-30": ["method.adversarial_weight=30"],
     "fail-newest-batch-only": ["pool_size=64"],
     "fail-lr-1": ["lr=1.0"],
+    "fail-plain-adversarial-30": ["method.agree_only=False", "method.adversarial_weight=30"],
+    "fail-disagreement-alone": ["method.kappa=0", "method.agree_only=False"],
+    "fail-oscillation": ["pool_size=64", "lr=0.4", "lr_final=0.4"],
 }
 
 
