@@ -29,6 +29,7 @@ REFERENCE = (
         (
             "evaluate",
             "signs",
+            "shortcut",
             "privacy",
             "records",
             "shipped",

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ..data import normalise
 from ..errors import check_range
 from ..kd import kl_divergence
-from ..networks import Layers, NetworkSpec
+from ..msarc import MsarcLoss
+from ..networks import Layers, NetworkSpec, capture
 
 Logs = dict[str, Tensor]
 
@@ -77,3 +78,24 @@ class Method:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take :meth:`state_dict` back."""
+
+
+class SpatialMethod(Method):
+    """A method whose student also learns where its teacher looks: its ``Config`` has ``beta`` and
+    ``msarc``."""
+
+    def __init__(self, problem: Problem, config: Any) -> None:
+        super().__init__(problem, config)
+        check_range("beta", config.beta, 0)
+        self.msarc = MsarcLoss(problem.student_layers, problem.teacher_layers, config.msarc)
+
+    def transfer_loss(self, student: nn.Module, images: Tensor) -> tuple[Tensor, Logs]:
+        """Eq. 17: L_KD + beta L_MSARC on normalised images; without the maps where beta is 0."""
+        if not self.config.beta:
+            return super().transfer_loss(student, images)
+        teacher_logits, teacher_maps = self.msarc.teacher_maps(self.problem.teacher, images)
+        with capture(student, self.msarc.student_layers.stages) as features:
+            logits = student(images)
+        kd = kl_divergence(logits, teacher_logits, self.config.temperature)
+        msarc = self.msarc(student, features, logits, teacher_logits, teacher_maps)
+        return kd + self.config.beta * msarc, {"kd": kd.detach(), "msarc": msarc.detach()}

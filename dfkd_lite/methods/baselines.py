@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from .base import Logs, Method
+from ..msarc import MsarcConfig
+from .base import Logs, Method, SpatialMethod
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,11 @@ class GivenConfig:
     images: Tensor  # uint8 (N, C, H, W)
     synthesis_batch: int = 128
     temperature: float = 20.0  # as the method, Table 1
+    beta: float = 0.0  # Eq. 17; 0: plain distillation, without MSARC
+    msarc: MsarcConfig = field(default_factory=MsarcConfig)
 
 
-class Given(Method):
+class Given(SpatialMethod):
     """Draws from given images instead of making any: distillation *with* data (Eq. 1)."""
 
     Config = GivenConfig

@@ -19,11 +19,9 @@ from ..devices import placed
 from ..errors import check_range
 from ..generator import AttentionGenerator, GeneratorConfig
 from ..inversion import BatchNormLoss, adversarial_loss, class_loss
-from ..kd import kl_divergence
 from ..meta import MetaConfig, MetaLearner
-from ..msarc import MsarcConfig, MsarcLoss
-from ..networks import capture
-from .base import Logs, Method, Problem
+from ..msarc import MsarcConfig
+from .base import Logs, Problem, SpatialMethod
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class FsscConfig:
             check_range(name, getattr(self, name), 0)
 
 
-class Fssc(Method):
+class Fssc(SpatialMethod):
     """See the module. ``generator`` keeps its name and weights through the run."""
 
     Config = FsscConfig
@@ -61,7 +59,6 @@ class Fssc(Method):
         self.generator = placed(generator, problem.device)
         self.learner = MetaLearner(self.generator, config.meta)
         self.bn = BatchNormLoss(problem.teacher, config.bn_momentum) if config.bn_weight else None
-        self.msarc = MsarcLoss(problem.student_layers, problem.teacher_layers, config.msarc)
 
     def synthesise(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs]:
         """One task: latents and labels drawn, the generator adapted, its best images kept."""
@@ -91,17 +88,6 @@ class Fssc(Method):
             parts["adv"] = adversarial_loss(student(x), teacher_logits, config.agree_only)
             loss = loss + config.adversarial_weight * parts["adv"]
         return loss, {name: part.detach() for name, part in parts.items()}
-
-    def transfer_loss(self, student: nn.Module, images: Tensor) -> tuple[Tensor, Logs]:
-        """Eq. 17: L_KD + beta L_MSARC on normalised images."""
-        if not self.config.beta:
-            return super().transfer_loss(student, images)
-        teacher_logits, teacher_maps = self.msarc.teacher_maps(self.problem.teacher, images)
-        with capture(student, self.msarc.student_layers.stages) as features:
-            logits = student(images)
-        kd = kl_divergence(logits, teacher_logits, self.config.temperature)
-        msarc = self.msarc(student, features, logits, teacher_logits, teacher_maps)
-        return kd + self.config.beta * msarc, {"kd": kd.detach(), "msarc": msarc.detach()}
 
     def modules(self) -> dict[str, nn.Module]:
         return {"generator": self.generator}
