@@ -10,15 +10,18 @@ from typing import Any
 
 from torch import nn
 
+from .card import model_card, write_card
 from .checkpoint import load_network, save_network, write_json
 from .data import ImageData, load, names
 from .devices import resolve_device
 from .distill import Distillation, Measure
 from .errors import InputError, choose
 from .evaluate import accuracy, evaluate, predict
+from .export import export_onnx
 from .methods import METHODS
 from .networks import NETWORKS, NetworkSpec
 from .presets import PRESETS, override, preset
+from .signs import data_free_signs
 from .teach import teach
 
 EXAMPLES = """\
@@ -84,8 +87,27 @@ def _distill(options: argparse.Namespace) -> None:
     save_network(folder / "student.safetensors", result.student, student_spec, notes)
     write_json(folder / "history.json", result.history)
     last = result.history[-1]
+    newest = result.pool.newest(256)
+    signs = data_free_signs(run.teacher, result.student, newest, run.normalise(newest))
+    text = model_card(
+        f"{student}, distilled from {spec.network}",
+        result.student,
+        student_spec,
+        folder / "student.safetensors",
+        {"loop": config, "method": method},
+        signs,
+        {"test accuracy": last["accuracy"]} if watched else None,
+        options.watch or "",
+    )
+    write_card(folder / "CARD.md", text)
     print(", ".join(f"{name} {value:.4g}" for name, value in last.items()))
-    print(f"saved to {folder / 'student.safetensors'} (the last step's weights)")
+    print(f"saved to {folder / 'student.safetensors'} (the last step's weights); see CARD.md there")
+
+
+def _export(options: argparse.Namespace) -> None:
+    model, spec = load_network(options.network)
+    worst = export_onnx(model.to(resolve_device(options.device)), spec, options.onnx)
+    print(f"{options.onnx}: same answers as {options.network} (largest difference {worst:.1g})")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -182,6 +204,10 @@ def _parser() -> argparse.ArgumentParser:
     _data_options(add, required=True)
     add.add_argument("--split", default="test", choices=("test", "val", "train"))
     add.add_argument("--json", help="also write the report to this file")
+
+    add = _common(commands, "export", _export, "write a saved network as ONNX, proved equal")
+    add.add_argument("--network", required=True, help="file written by dfkd teach or distill")
+    add.add_argument("--onnx", default="runs/student.onnx", help="file to write (%(default)s)")
     return parser
 
 

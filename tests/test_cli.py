@@ -1,5 +1,6 @@
 """The command line: from no files to a measured student, and refusals a student understands."""
 
+import hashlib
 import json
 
 import pytest
@@ -31,6 +32,11 @@ def test_from_teacher_to_report(teacher, tmp_path, capsys):
     assert spec.network == "wrn-10-1" and spec.class_names == tuple("0123456789")
     history = json.loads((tmp_path / "run" / "history.json").read_text())
     assert [row["episode"] for row in history] == [1, 2, 3, 4]
+    card = (tmp_path / "run" / "CARD.md").read_text()
+    content = (tmp_path / "run" / "student.safetensors").read_bytes()
+    assert f"SHA-256 `{hashlib.sha256(content).hexdigest()}`" in card
+    assert f"test accuracy: {history[-1]['accuracy']:.4f}" in card and "Measured on digits" in card
+    assert "  - seed: 3" in card and "  - generator.width: 8" in card
     capsys.readouterr()
     network = ["--network", str(tmp_path / "run" / "student.safetensors")]
     report = tmp_path / "report.json"
@@ -95,3 +101,9 @@ def test_help_shows_how_to_begin(capsys):
     text = capsys.readouterr().out
     for word in ("dfkd teach --data digits", "dfkd distill --teacher", "dfkd evaluate --network"):
         assert word in text
+
+
+def test_exported_file_answers_as_the_network(teacher, tmp_path, capsys):
+    target = tmp_path / "teacher.onnx"
+    assert cli.main(["export", "--network", str(teacher), "--onnx", str(target)]) == 0
+    assert "same answers" in capsys.readouterr().out and target.stat().st_size > 10_000

@@ -1,0 +1,126 @@
+"""A network as an ONNX file that anyone can run, proved equal to the network before it is kept."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import check_finite, write_bytes
+from .data import normalise
+from .errors import InputError
+from .networks import NetworkSpec, evaluating
+
+_NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+
+class FromPixels(nn.Module):
+    """A network with its normalisation: images (B, C, H, W) in [0, 1] -> logits (B, K).
+
+    Whoever runs an exported file has no ``NetworkSpec`` at hand; a forgotten normalisation is the
+    most common reason for wrong answers.
+    """
+
+    def __init__(self, model: nn.Module, spec: NetworkSpec) -> None:
+        super().__init__()
+        self.model, self.mean, self.std = model, spec.mean, spec.std
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model(normalise(pixels, self.mean, self.std))
+
+
+def export_onnx(
+    model: nn.Module,
+    spec: NetworkSpec,
+    path: str | Path,
+    check: Tensor | None = None,
+    tolerance: float = 1e-4,
+) -> float:
+    """Write ``model`` as ONNX; its input ``pixels`` is (B, C, H, W) in [0, 1], B free.
+
+    The file is run with ONNX Runtime on random images, and on ``check`` if given; it gets its name
+    only when all logits agree with the model's.
+
+    Args:
+        check: further images (B, C, H, W) in [0, 1], such as synthetic ones.
+        tolerance: largest difference allowed, relative to the largest logit.
+
+    Returns:
+        The largest difference found, relative to the largest logit.
+
+    Raises:
+        InputError: onnx, onnxscript or onnxruntime is missing; weights that are not finite; logits
+            that differ.
+    """
+    _require_packages()
+    check_finite("The network", model)
+    device = next(model.parameters()).device
+    network = FromPixels(model, spec).to(device)
+    rng = torch.Generator().manual_seed(0)
+    images = torch.rand(5, *spec.image_shape, generator=rng)
+    batches = [images, images[:1]] + ([] if check is None else [check.detach().cpu().float()])
+    with evaluating(network), torch.no_grad():
+        wanted = [network(batch.to(device)).cpu() for batch in batches]
+        content = _exported(network, images.to(device))
+    found = [torch.from_numpy(_run(content, batch)) for batch in batches]
+    worst = max(_difference(a, b) for a, b in zip(found, wanted, strict=True))
+    if not worst <= tolerance:
+        raise InputError(
+            f"The exported file answers differently from the network (by {worst:.2g} of the "
+            f"largest logit; {tolerance:g} is allowed): it was not kept."
+        )
+    write_bytes(path, content)
+    return worst
+
+
+def run_onnx(path: str | Path, pixels: Tensor) -> Tensor:
+    """Logits (B, K) of an exported file for images (B, C, H, W) in [0, 1], by ONNX Runtime."""
+    _require_packages()
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"There is no file {path}: export a network first.")
+    return torch.from_numpy(_run(path.read_bytes(), pixels))
+
+
+def can_export() -> bool:
+    """Whether the packages of the extra ``export`` are installed."""
+    return all(importlib.util.find_spec(name) is not None for name in _NEEDED)
+
+
+def _require_packages() -> None:
+    if not can_export():
+        raise InputError(
+            "ONNX needs the packages onnx, onnxscript and onnxruntime: pip install "
+            '"dfkd_lite[export]".'
+        )
+
+
+def _exported(network: nn.Module, images: Tensor) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        program: Any = torch.onnx.export(
+            network,
+            (images,),
+            dynamo=True,
+            input_names=["pixels"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            verbose=False,
+        )
+        program.save(path, external_data=False)
+        return path.read_bytes()
+
+
+def _run(content: bytes, pixels: Tensor) -> Any:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return session.run(None, {"pixels": pixels.detach().cpu().float().numpy()})[0]
+
+
+def _difference(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))

@@ -1,0 +1,68 @@
+"""Does a network give away who was in its training data? The simplest attack, with its error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from .errors import InputError, check_range
+
+
+@dataclass(frozen=True)
+class MembershipAuc:
+    """Area under the ROC curve of the attack, and the ends of its 95 % bootstrap interval."""
+
+    auc: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.auc:.3f} (95 %: {self.low:.3f} to {self.high:.3f})"
+
+
+def losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each image, (N,), from logits (N, K) and labels (N,)."""
+    return F.cross_entropy(logits.double(), labels, reduction="none")
+
+
+def membership_auc(
+    member_losses: Tensor, other_losses: Tensor, resamples: int = 500, seed: int = 0
+) -> MembershipAuc:
+    """The loss-threshold attack (Yeom et al. 2018): "small loss: it was in the training data".
+
+    The area is the chance that a random member has a smaller loss than a random other image: 0.5
+    is guessing, 1 gives every member away. The interval resamples both groups.
+
+    Args:
+        member_losses: (N,) of images that were trained on.
+        other_losses: (M,) of images of the same kind that were not.
+        resamples: bootstrap samples.
+        seed: of the bootstrap.
+
+    Raises:
+        InputError: an empty group, or losses that are not finite.
+    """
+    check_range("resamples", resamples, 1)
+    for group in (member_losses, other_losses):
+        if group.ndim != 1 or not len(group) or not group.isfinite().all():
+            raise InputError("Give finite losses, one an image, of both groups.")
+    rng = torch.Generator().manual_seed(seed)
+    areas = [
+        _area(_resampled(member_losses, rng), _resampled(other_losses, rng))
+        for _ in range(resamples)
+    ]
+    low, high = torch.tensor(areas).quantile(torch.tensor([0.025, 0.975])).tolist()
+    return MembershipAuc(_area(member_losses, other_losses), low, high)
+
+
+def _area(members: Tensor, others: Tensor) -> float:
+    truth = torch.cat([torch.ones(len(members)), torch.zeros(len(others))])
+    return float(roc_auc_score(truth.numpy(), -torch.cat([members, others]).cpu().numpy()))
+
+
+def _resampled(values: Tensor, rng: torch.Generator) -> Tensor:
+    return values[torch.randint(len(values), (len(values),), generator=rng)]
