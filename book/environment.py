@@ -115,6 +115,7 @@ def install_scripts() -> None:
         what,
         *npm,
         "ci",
+        "--include=dev",  # the tests need axe-core wherever NODE_ENV says production
         "--ignore-scripts",
         "--no-audit",
         "--no-fund",

@@ -1,4 +1,4 @@
-"""Execute the chapters with papermill: only what changed, two at a time, and with clear errors."""
+"""Execute the chapters with papermill: only what changed, and with clear errors."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from threading import Lock
 
 PRESET = "lite"
 PARAMETERS = ("PRESET", "DATA", "SEED")  # what every chapter can be run with
-WORKERS = 2
+THREADS = 2  # of every chapter, so that neither its time nor a last digit hangs on the machine
 # Folders whose content a chapter may depend on. Downloads and runs are not part of the project.
 INPUTS = ("dfkd_lite", "data")
 NOT_INPUTS = {"__pycache__", "downloads"}
@@ -104,14 +104,12 @@ def execute_all(
 ) -> list[Record]:
     """Bring the executed copies in `out` up to date; raises ChapterError for the first that fails.
 
-    Chapters that run side by side share the cores, always in the same way, so that a number does
-    not depend on which chapters happened to be stale.
+    As many run side by side as the cores allow, each with THREADS threads.
     """
     out.mkdir(parents=True, exist_ok=True)
     common = shared_key(root, preset)
-    workers = max(1, min(WORKERS, len(notebooks)))
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    one = _Executor(out, common, limits or Limits(), preset, threads)
+    workers = max(1, (os.cpu_count() or 1) // THREADS)
+    one = _Executor(out, common, limits or Limits(), preset)
     with ThreadPoolExecutor(workers) as pool:
         jobs = [pool.submit(one.bring_up_to_date, path) for path in notebooks]
         errors = [str(job.exception()) for job in jobs if isinstance(job.exception(), ChapterError)]
@@ -126,7 +124,6 @@ class _Executor:
     common: str
     limits: Limits
     preset: str
-    threads: int
 
     def bring_up_to_date(self, notebook: Path) -> Record:
         key = digest([notebook], self.common)
@@ -150,7 +147,7 @@ class _Executor:
             seconds=seconds,
             retries=retries,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
-            threads=self.threads,
+            threads=THREADS,
             environment=environment(),
         )
         record_file.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
@@ -183,7 +180,7 @@ class _Executor:
         command += ["-p", "PRESET", self.preset, "--cwd", str(work)]
         command += ["--kernel", "python3", "--language", "python"]
         command += ["--execution-timeout", str(self.limits.cell), "--no-progress-bar"]
-        env = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+        env = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
         # Output goes to a file: a pipe would stay open as long as a hung kernel lives.
         with log.open("w", encoding="utf-8") as sink:
             try:

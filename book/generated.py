@@ -95,8 +95,8 @@ def _summary(records: list[Record]) -> list[str]:
         "Written by the build. Each chapter was executed from its source by papermill, with the "
         "parameters that it holds; pages are built from what came out, and from nothing else.",
         "",
-        f"- **Time**: {total / 60:.1f} minutes for all chapters together, two at a time with "
-        f"{newest.threads} thread{'s' * (newest.threads > 1)} each.",
+        f"- **Time**: {total / 60:.1f} minutes for all chapters together, each on "
+        f"{newest.threads} threads.",
         f"- **Device**: {where['device']}, {where['cores']} cores, {where['machine']}.",
         f"- **Python**: {where['python']}.",
         f"- **Code**: commit `{commit}`{' with changes' if where['code']['dirty'] else ''}.",

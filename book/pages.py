@@ -150,9 +150,8 @@ def vendored(folders: Folders) -> dict[str, Path]:
         "_static/vendor/require.js": modules / "requirejs" / "require.js",
         "_static/vendor/embed-amd.js": widgets / "embed-amd.js",
         "_static/vendor/plotly.min.js": Path(plotly.__file__).parent / "package_data/plotly.min.js",
-        "_static/figures.js": folders.book / "_ext" / "figures.js",
-        "_static/widgets-math.js": folders.book / "_ext" / "widgets-math.js",
     }
+    files |= {f"_static/{js.name}": js for js in sorted((folders.book / "_ext").glob("*.js"))}
     # the widgets' script looks for its icon fonts in this folder beside the page
     fonts = "@jupyter-widgets/html-manager/dist"
     return files | {f"{fonts}/{font.name}": font for font in sorted(widgets.glob("*.woff2"))}

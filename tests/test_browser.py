@@ -2,40 +2,24 @@
 
 import os
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
+from chromium import FLAGS, SETTLED
 from conftest import missing
 
-HTML = Path(__file__).parents[1] / "_build" / "html"
+ROOT = Path(__file__).parents[1]
+HTML = ROOT / "_build" / "html"
 PAGES = sorted(path.name for path in HTML.glob("*.html"))
+CHAPTERS = {f"{path.stem}.html" for path in (ROOT / "book").glob("*.ipynb")}
 QUICKSTART = "01-quickstart.html"
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 PATIENCE = 90_000  # milliseconds; a busy machine may be slow, a broken page is not waited for
 LOCAL = ("file:", "data:", "blob:")
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 375, "height": 720}
 
-# Resolves when MathJax, the figures and the widgets have had their turn.
-SETTLED = """async () => {
-  if (window.MathJax?.startup) await MathJax.startup.promise;
-  const figures = [...document.querySelectorAll(".plotly-figure")];
-  const widgets = [...document.querySelectorAll(
-    "script[type='application/vnd.jupyter.widget-view+json']")];
-  const pending = () =>
-    figures.some((f) => !f.querySelector("[data-drawn]")) ||
-    widgets.some((s) => !s.parentElement.querySelector(".widget-subarea > *"));
-  const end = Date.now() + 60000;
-  while (pending() && Date.now() < end) await new Promise((r) => setTimeout(r, 50));
-  await new Promise((r) => setTimeout(r, 200));
-}"""
+AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
+# What a page weighs is what it brings itself; scripts and styles of all pages are loaded once.
+SHARED, HEAVIEST = ("_static", "@jupyter-widgets"), 6_000_000  # bytes
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +39,7 @@ class Visit:
     """A page, opened from its file and settled, with all that it asked for and complained of."""
 
     def __init__(self, browser, name: str, viewport: dict, scheme: str = "light"):
+        self.name = name
         self.context = browser.new_context(viewport=viewport, color_scheme=scheme)
         self.context.set_default_timeout(PATIENCE)
         self.page = self.context.new_page()
@@ -70,6 +55,17 @@ class Visit:
     def listen(self, message) -> None:
         if message.type == "error":
             self.errors.append(message.text)
+
+    def barriers(self) -> list[str]:
+        """What axe-core finds that would keep somebody from reading the page."""
+        self.page.evaluate(AXE.read_text(encoding="utf-8"))
+        found = self.page.evaluate("async () => (await axe.run()).violations")
+        return [
+            f"{rule['id']}: {node['html'][:200]}"
+            for rule in found
+            if rule["impact"] in ("serious", "critical")
+            for node in rule["nodes"]
+        ]
 
     def all(self, selector: str, script: str):
         """What a JavaScript function makes of the list of elements that match."""
@@ -145,6 +141,7 @@ STANDS_RIGHT = """(gd, index) => {
 
 
 def test_every_slider_changes_what_is_drawn(visit):
+    """With the mouse, and then one step back with an arrow key."""
     for plot in visit.page.query_selector_all(".js-plotly-plot"):
         for index, slider in enumerate(plot.query_selector_all(".slider-group")):
             rail = slider.query_selector(".slider-rail-touch-rect")
@@ -153,13 +150,21 @@ def test_every_slider_changes_what_is_drawn(visit):
             box = rail.bounding_box()
             x = box["x"] + (2 if plot.evaluate(STANDS_RIGHT, index) else box["width"] - 2)
             visit.page.mouse.click(x, box["y"] + box["height"] / 2)
-            title = plot.evaluate("gd => gd.closest('.plotly-figure').getAttribute('aria-label')")
-            for _ in range(100):  # 10 s at most
-                if plot.evaluate(DRAWN) != before:
-                    break
-                visit.page.wait_for_timeout(100)
-            else:
-                pytest.fail(f"slider {index} changes nothing in the figure: {title}")
+            after = changed_from(before, visit.page, plot, f"slider {index}, clicked")
+            key = "ArrowLeft" if plot.evaluate(STANDS_RIGHT, index) else "ArrowRight"
+            slider.press(key)
+            changed_from(after, visit.page, plot, f"slider {index}, moved with a key")
+            assert slider.get_attribute("aria-valuetext")
+
+
+def changed_from(before: str, page, plot, what: str) -> str:
+    """What the figure draws, once it is no longer ``before``."""
+    for _ in range(100):  # 10 s at most
+        if (now := plot.evaluate(DRAWN)) != before:
+            return now
+        page.wait_for_timeout(100)
+    title = plot.evaluate("gd => gd.closest('.plotly-figure').getAttribute('aria-label')")
+    pytest.fail(f"{what}, changes nothing in the figure: {title}")
 
 
 def test_widgets_are_drawn(visit):
@@ -169,6 +174,17 @@ def test_widgets_are_drawn(visit):
     }).map(s => s.textContent)"""
     assert visit.all("script[type='application/vnd.jupyter.widget-view+json']", missing_views) == []
     assert visit.all(".jupyter-widgets-error-widget", "all => all.map(e => e.innerText)") == []
+
+
+def test_no_barrier(visit):
+    assert visit.barriers() == []
+
+
+def test_weight(visit):
+    files = {Path(unquote(urlsplit(u).path)) for u in visit.requests if u.startswith("file:")}
+    own = [f for f in files if f.relative_to(HTML).parts[0] not in SHARED]
+    assert HTML / visit.name in own
+    assert sum(f.stat().st_size for f in own) <= HEAVIEST
 
 
 # Elements whose right edge lies beyond the window, unless something around them scrolls.
@@ -213,6 +229,8 @@ def test_on_a_phone(browser, name, scheme):
         assert visit.page.evaluate(OVERFLOWING) == []
         labels = ".plotly-figure .gtitle, .plotly-figure .xtick text, .plotly-figure .ytick text"
         assert visit.all(labels, FAINT) == [], "labels of figures in the colour of the page"
+        if scheme == "dark":
+            assert visit.barriers() == []
         assert visit.errors == []
     finally:
         visit.context.close()
@@ -232,5 +250,40 @@ def test_the_quick_start_shows_everything(browser):
         assert visit.all(".math mjx-container", count) > 0
         assert visit.all(".js-plotly-plot .slider-group", count) > 0
         assert visit.all(".widget-subarea .jupyter-widgets", count) > 0
+    finally:
+        visit.context.close()
+
+
+# --- the book as a whole ------------------------------------------------------------------------
+
+
+def test_the_arrow_keys_turn_the_pages(browser):
+    """From the preface to the last page and one back."""
+    visit = Visit(browser, "index.html", DESKTOP)
+    try:
+        page, seen = visit.page, ["index.html"]
+        while page.query_selector("a.right-next"):
+            with page.expect_navigation():
+                page.keyboard.press("ArrowRight")
+            seen.append(Path(urlsplit(page.url).path).name)
+        assert len(seen) == len(set(seen)) and set(seen) >= CHAPTERS
+        with page.expect_navigation():
+            page.keyboard.press("ArrowLeft")
+        assert page.url.endswith(seen[-2])
+    finally:
+        visit.context.close()
+
+
+def test_search_finds_a_chapter(browser):
+    """Typed into the dialog that Ctrl+K opens, on pages opened from files."""
+    visit = Visit(browser, "index.html", DESKTOP)
+    try:
+        page = visit.page
+        page.keyboard.press("Control+k")
+        page.keyboard.type("Lipschitz")
+        with page.expect_navigation():
+            page.keyboard.press("Enter")
+        page.wait_for_selector("#search-results a[href*='09-bound']")
+        assert [url for url in visit.requests if not url.startswith(LOCAL)] == []
     finally:
         visit.context.close()

@@ -26,8 +26,9 @@ def script_text(script: object) -> str:
 def load_scripts(
     app: Sphinx, page: str, template: str, context: dict, tree: nodes.document
 ) -> None:
-    """Load what only some pages need: plotly.js (megabytes, ahead of require.js), widgets' math."""
+    """Names for screen readers; where needed plotly.js (ahead of require.js) and widgets' math."""
     body = context.get("body", "")
+    app.add_js_file("accessible.js", priority=120)
     if FIGURE in body:
         app.add_js_file("vendor/plotly.min.js", priority=100)
         app.add_js_file("figures.js", priority=110)

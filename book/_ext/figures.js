@@ -75,6 +75,35 @@
     return result;
   }
 
+  // Plotly's sliders know the mouse only: let each be reached with Tab and moved with the arrows.
+  function steerable(target) {
+    target.querySelectorAll(".slider-group").forEach((group, index) => {
+      const slider = () => target._fullLayout.sliders[index];
+      const say = () => {
+        const { active, steps, currentvalue } = slider();
+        const name = currentvalue.prefix?.replace(/[\s=:]+$/, "") || "slider";
+        const now = { "aria-label": name, "aria-valuemin": 0, "aria-valuemax": steps.length - 1,
+          "aria-valuenow": active, "aria-valuetext": steps[active].label };
+        for (const [key, value] of Object.entries(now)) group.setAttribute(key, value);
+      };
+      group.setAttribute("role", "slider");
+      group.setAttribute("tabindex", "0");
+      say();
+      target.on("plotly_sliderchange", say);
+      group.addEventListener("keydown", async (event) => {
+        const by = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1 }[event.key];
+        if (!by) return;
+        event.preventDefault();
+        event.stopPropagation(); // the page would be turned
+        const { active, steps } = slider();
+        const next = Math.min(Math.max(active + by, 0), steps.length - 1);
+        await Plotly.relayout(target, `sliders[${index}].active`, next);
+        await Plotly[steps[next].method](target, ...steps[next].args);
+        say();
+      });
+    });
+  }
+
   async function draw(place) {
     const source = place.querySelector("script[type='application/json']");
     const figure = JSON.parse(source.textContent);
@@ -84,6 +113,7 @@
     await Plotly.newPlot(target, figure.data, layout, config);
     if (figure.frames.length) await Plotly.addFrames(target, figure.frames);
     await Plotly.relayout(target, themed(target.layout));
+    steerable(target);
     place.style.minHeight = ""; // kept the place until here
     target.dataset.drawn = "yes";
     return target;
