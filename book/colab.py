@@ -21,7 +21,7 @@ if importlib.util.find_spec("dfkd_lite") is None:  # on Colab; elsewhere it is t
 def install_cell(config: dict) -> dict:
     """The code cell, for the repository and branch of a configuration."""
     repository = config["repository"]
-    source = CELL.format(url=repository["url"], branch=repository["branch"])
+    source = CELL.format(url=repository["url"], branch=repository["branch"]).strip()
     return {
         "cell_type": "code",
         "execution_count": None,

@@ -6,8 +6,10 @@
   function mend() {
     for (const button of document.querySelectorAll(".search-button-field"))
       button.removeAttribute("aria-label"); // the text in it says more
-    for (const title of document.querySelectorAll("button[aria-label] svg > title"))
-      title.remove(); // the button has a name
+    for (const icon of document.querySelectorAll("button[aria-label] svg[role='img']")) {
+      icon.querySelector("title")?.remove(); // the button has a name
+      icon.setAttribute("role", "presentation");
+    }
     for (const entry of document.querySelectorAll(".citation-list > .citation"))
       entry.setAttribute("role", "listitem");
     for (const handle of document.querySelectorAll(".widget-slider .noUi-handle")) {

@@ -91,12 +91,14 @@
       say();
       target.on("plotly_sliderchange", say);
       group.addEventListener("keydown", async (event) => {
-        const by = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1 }[event.key];
-        if (!by) return;
+        const { active, steps } = slider();
+        const last = steps.length - 1;
+        const left = Math.max(active - 1, 0), right = Math.min(active + 1, last);
+        const next = { ArrowLeft: left, ArrowDown: left, ArrowRight: right, ArrowUp: right,
+          Home: 0, End: last }[event.key];
+        if (next === undefined) return;
         event.preventDefault();
         event.stopPropagation(); // the page would be turned
-        const { active, steps } = slider();
-        const next = Math.min(Math.max(active + by, 0), steps.length - 1);
         await Plotly.relayout(target, `sliders[${index}].active`, next);
         await Plotly[steps[next].method](target, ...steps[next].args);
         say();
