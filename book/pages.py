@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -72,6 +73,8 @@ def prepare_notebook(notebook: dict) -> dict:
             figure = output.get("data", {}).get(PLOTLY)
             if figure is not None:
                 output["data"] = {"text/html": plotly_html(figure, alternative_text(cell))}
+            if "text/markdown" in output.get("data", {}):
+                output["data"] = {"text/markdown": links_to_pages(output["data"]["text/markdown"])}
     return {**notebook, "cells": cells}
 
 
@@ -82,6 +85,11 @@ def source_cells(notebook: dict) -> list[dict]:
         for cell in notebook["cells"]
         if not ADDED_BY_PAPERMILL & set(cell["metadata"].get("tags", []))
     ]
+
+
+def links_to_pages(text: str | list[str]) -> str:
+    """Markdown that a cell put out: unlike in the text around it, nobody turns its links."""
+    return re.sub(r"\]\(([\w-]+)\.ipynb", r"](\1.html", "".join(text))
 
 
 def alternative_text(cell: dict) -> str:

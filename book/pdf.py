@@ -25,12 +25,14 @@ FOR_PAPER = """async () => {
 # The article alone, and code lines broken instead of cut.
 STYLE = """
 .bd-header, .bd-header-article, .bd-sidebar-primary, .bd-sidebar-secondary, .prev-next-area,
-.bd-footer, footer, #jb-print-toc, .headerlink, #pst-back-to-top, .skip-link, .copybtn, .modebar
+.bd-footer, footer, #jb-print-docs-body, #jb-print-toc, .headerlink, #pst-back-to-top,
+.skip-link, .copybtn, .modebar
   { display: none !important; }
 .bd-article-container, .bd-content, .bd-container__inner, .bd-main, article
   { max-width: none !important; padding: 0 !important; overflow: visible !important; }
 pre { white-space: pre-wrap !important; overflow-wrap: anywhere; font-size: 8.5pt; }
 figure, .plotly-figure, .cell_output img { break-inside: avoid; }
+.bd-main .bd-content .bd-article h1:first-of-type { display: block !important; } /* numbered */
 h1, h2, h3 { break-after: avoid; }
 h1 { font-size: 22pt; } h2 { font-size: 16pt; } h3 { font-size: 13pt; }
 img, svg { max-width: 100%; }
@@ -63,7 +65,7 @@ def write_pdf(html: Path, toc: Path, chromium: str) -> Path:
             page.add_style_tag(content=STYLE)
             page.evaluate(SETTLED)
             page.evaluate(FOR_PAPER)
-            titles[name] = page.inner_text("h1").removesuffix("#").strip()
+            titles[name] = page.inner_text(".bd-article h1").removesuffix("#").strip()
             printed[name] = page.pdf(
                 format="A4",
                 print_background=True,

@@ -23,6 +23,8 @@ from .errors import InputError, choose
 from .shipped import SHIPPED
 
 #: The records that ship with the code.
+#:
+#: :meta hide-value:
 RECORDS = SHIPPED / "records"
 
 _PACKAGES = ("dfkd_lite", "torch", "torchvision", "numpy", "scikit-learn")

@@ -10,6 +10,8 @@ from .errors import choose
 _CHECKOUT = Path(__file__).parents[1] / "data"
 
 #: ``data/`` of a checkout, or its copy inside an installed package.
+#:
+#: :meta hide-value:
 SHIPPED = _CHECKOUT if _CHECKOUT.is_dir() else Path(__file__).parent / "_data"
 
 

@@ -181,6 +181,14 @@ def test_figure_becomes_html_that_holds_its_data():
     assert json.loads(inside) == FIGURE
 
 
+def test_links_that_a_cell_printed_lead_to_pages():
+    data = {"text/markdown": ["[one](04-generator.ipynb), ", "[two](https://x.org/a.ipynb)"]}
+    shown = {"output_type": "display_data", "metadata": {}, "data": data}
+    (cell,) = prepare_notebook(with_output(shown))["cells"]
+    text = "[one](04-generator.html), [two](https://x.org/a.ipynb)"
+    assert cell["outputs"][0]["data"] == {"text/markdown": text}
+
+
 def test_cells_that_papermill_added_are_left_out():
     source = notebook("a = 1", ("PRESET = 'lite'", ["injected-parameters"]), "b = 2")
     assert [c["source"] for c in prepare_notebook(source)["cells"]] == ["a = 1", "b = 2"]

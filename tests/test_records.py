@@ -56,6 +56,15 @@ def test_settings_become_plain_data():
             "images": {"kind": "Tensor", "shape": [2, 1, 4, 4]},
             "synthesis_batch": 128,
             "temperature": 20.0,
+            "beta": 0.0,
+            "msarc": {
+                "kind": "MsarcConfig",
+                "stages": None,
+                "alphas": None,
+                "second_order": False,
+                "normalise": False,
+                "cam": {"kind": "CamConfig", "weights": "gradient", "relu": True},
+            },
         },
         "pair": ["a", 1],
     }
