@@ -128,6 +128,38 @@ def read_variants(
     }
 
 
+@dataclass(frozen=True)
+class Gaps:
+    """Differences of two variants, seed by seed, in percentage points."""
+
+    values: tuple[float, ...]
+
+    def __str__(self) -> str:
+        gaps = torch.tensor(self.values).double()
+        spread = f" ± {gaps.std():.1f}" if len(gaps) > 1 else ""
+        return (
+            f"{gaps.mean():+.1f}{spread} points (n = {len(gaps)}, ahead in {int((gaps > 0).sum())})"
+        )
+
+
+def paired(name: str, base: str = "lite", folder: str | Path = RECORDS) -> Gaps:
+    """Last test accuracy of the students of one variant minus that of another, seed by seed.
+
+    Runs that diverged have no last accuracy and are left out.
+
+    Raises:
+        InputError: no records of a name (the nearest is offered), or no seed in common.
+    """
+    ours, theirs = (
+        {r["seed"]: r["last"]["student"]["accuracy"] for r in rows if not r["diverged"]}
+        for rows in (read_variants([key], folder)[key] for key in (name, base))
+    )
+    seeds = sorted(ours.keys() & theirs.keys())
+    if not seeds:
+        raise InputError(f"No seed was run to its end both with '{name}' and with '{base}'.")
+    return Gaps(tuple(100 * (ours[seed] - theirs[seed]) for seed in seeds))
+
+
 def summarise(records: Sequence[Mapping[str, Any]], metric: str, network: str) -> Summary:
     """``metric`` of ``network`` ("teacher", "student", ...) at the last step, over records."""
     values = torch.tensor([record["last"][network][metric] for record in records]).double()

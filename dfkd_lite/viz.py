@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from .cam import upsample
-from .errors import InputError
+from .errors import InputError, choose
 from .networks import capture, evaluating
 
 if TYPE_CHECKING:
@@ -177,12 +177,16 @@ def loss_landscape(
 
 
 def image_slider(
-    sheets: Mapping[str, np.ndarray], name: str, notes: Mapping[str, str] | None = None
+    sheets: Mapping[str, np.ndarray],
+    name: str,
+    notes: Mapping[str, str] | None = None,
+    start: str | None = None,
 ) -> go.Figure:
     """One picture (H, W, 3) uint8 a slider position; works in a page without any kernel.
 
     ``sheets`` maps the label of a position to its picture, all of one size; ``name`` says what the
-    slider moves; ``notes`` gives a title for each position.
+    slider moves; ``notes`` gives a title for each position; ``start`` is the label to begin at (the
+    first where it is None).
     """
     labels = list(sheets)
     if not labels:
@@ -193,7 +197,7 @@ def image_slider(
         label: ([_picture(sheet)], {"title": {"text": notes.get(label, "")}})
         for label, sheet in sheets.items()
     }
-    figure = _with_slider(frames, name)
+    figure = _with_slider(frames, name, start)
     figure.update_layout(
         xaxis={"visible": False, "range": [-0.5, width - 0.5]},
         yaxis={"visible": False, "range": [height - 0.5, -0.5], "scaleanchor": "x"},
@@ -202,12 +206,14 @@ def image_slider(
     return figure
 
 
-def figure_slider(figures: Mapping[str, go.Figure], name: str) -> go.Figure:
+def figure_slider(
+    figures: Mapping[str, go.Figure], name: str, start: str | None = None
+) -> go.Figure:
     """One figure a slider position; works in a page without any kernel.
 
     ``figures`` maps the label of a position to its figure; all have the same traces in the same
     order. Axes keep the ranges and titles of the first, so set ranges that hold them all; the
-    title moves with the slider.
+    title moves with the slider, which begins at the label ``start`` (the first where it is None).
     """
     if not figures:
         raise InputError("A slider needs at least one figure.")
@@ -217,18 +223,22 @@ def figure_slider(figures: Mapping[str, go.Figure], name: str) -> go.Figure:
         label: (list(figure.data), {"title": {"text": figure.layout.title.text or ""}})
         for label, figure in figures.items()
     }
-    result = _with_slider(frames, name)
+    result = _with_slider(frames, name, start)
     first = next(iter(figures.values()))
-    result.update_layout(first.layout)
+    title = result.layout.title.text
+    result.update_layout(first.layout).update_layout(title_text=title)
     result.update_layout(height=(first.layout.height or 380) + 90)  # room for the slider
     return result
 
 
-def _with_slider(frames: Mapping[str, tuple[list, dict]], name: str) -> go.Figure:
+def _with_slider(
+    frames: Mapping[str, tuple[list, dict]], name: str, start: str | None
+) -> go.Figure:
     """A figure of frames, each traces and layout, and the slider ``name`` that moves over them."""
+    start = next(iter(frames)) if start is None else choose("position of the slider", start, frames)
     how = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}}
     steps = [{"label": label, "method": "animate", "args": [[label], how]} for label in frames]
-    data, layout = next(iter(frames.values()))
+    data, layout = frames[start]
     figure = go.Figure(
         data=data,
         frames=[go.Frame(name=label, data=d, layout=la) for label, (d, la) in frames.items()],
@@ -239,6 +249,7 @@ def _with_slider(frames: Mapping[str, tuple[list, dict]], name: str) -> go.Figur
         sliders=[
             {
                 "steps": steps,
+                "active": list(frames).index(start),
                 "currentvalue": {"prefix": f"{name} = "},
                 "pad": {"t": 10 if data[0].type == "image" else 40},
             }
@@ -312,19 +323,24 @@ def lambda_view(generator: AttentionGenerator, z: Tensor, lam: float) -> tuple[n
     return tile(rows, columns=len(z)), largest
 
 
-def lambda_slider(generator: AttentionGenerator, z: Tensor, lams: Sequence[float]) -> go.Figure:
-    """:func:`lambda_view` for each λ as a plotly slider: for the page without a kernel."""
+def lambda_slider(
+    generator: AttentionGenerator, z: Tensor, lams: Sequence[float], start: float = 0.03
+) -> go.Figure:
+    """:func:`lambda_view` for each λ as a plotly slider: for the page without a kernel.
+
+    It begins at ``start``, one of ``lams``; 0.03 is the λ of Table 1.
+    """
     sheets, notes = {}, {}
     for lam in lams:
         label = f"{lam:g}"
         sheets[label], largest = lambda_view(generator, z, lam)
         notes[label] = change_note(largest)
-    return image_slider(sheets, "λ", notes)
+    return image_slider(sheets, "λ", notes, f"{start:g}")
 
 
 def change_note(largest: float) -> str:
     """The sentence that stands over a :func:`lambda_view`."""
-    return f"largest change of a pixel: {100 * largest:.2g} % of its range"
+    return f"largest change of a pixel: {255 * largest:.2g} grey levels of 256"
 
 
 _LAYOUT = {

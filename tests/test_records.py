@@ -9,6 +9,7 @@ from dfkd_lite.errors import InputError
 from dfkd_lite.methods import GivenConfig
 from dfkd_lite.records import (
     environment,
+    paired,
     peak_memory,
     plain,
     read_records,
@@ -98,6 +99,22 @@ def test_shipped_records_are_whole(experiment, seeds):
         assert record["environment"]["code"]["commit"] and record["environment"]["machine"]
         assert {"teach", "distil"} <= set(record["seconds"])
         assert record["peak_memory_bytes"] > 0
+
+
+def test_variants_are_paired_by_seed(tmp_path):
+    accuracies = {"a": {0: 0.90, 1: 0.95, 3: 0.5}, "b": {0: 0.91, 1: 0.92, 2: 0.1}, "c": {7: 0.5}}
+    for variant, rows in accuracies.items():
+        for seed, value in rows.items():
+            record = RECORD | {"experiment": "variants", "name": f"{variant}_seed{seed}"}
+            record |= {"variant": variant, "seed": seed, "diverged": None}
+            write_record(record | {"last": {"student": {"accuracy": value}}}, tmp_path)
+    failed = RECORD | {"experiment": "variants", "name": "b_seed3", "variant": "b", "seed": 3}
+    write_record(failed | {"diverged": "NaN", "last": {}}, tmp_path)
+    gaps = paired("a", "b", tmp_path)
+    assert gaps.values == pytest.approx((-1, 3))  # seed 2 has one side only, seed 3 diverged
+    assert str(gaps) == "+1.0 ± 2.8 points (n = 2, ahead in 1)"  # sqrt(2² + 2²) = 2.83
+    with pytest.raises(InputError, match="No seed"):
+        paired("a", "c", tmp_path)
 
 
 def test_variants_come_by_name_in_order_of_their_seeds(tmp_path):

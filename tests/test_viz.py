@@ -98,6 +98,11 @@ def test_figure_slider_shows_each_figure_at_its_position():
     assert [frame.layout.title.text for frame in figure.frames] == ["at 1", "at 20"]
     assert tuple(figure.layout.yaxis.range) == (0, 9) and figure.layout.height > 300
     assert figure.layout.sliders[0].currentvalue.prefix == "τ = "
+    later = viz.figure_slider(figures, "τ", start="20")
+    assert list(later.data[0].y) == [3, 4] and later.layout.title.text == "at 20"
+    assert later.layout.sliders[0].active == 1 and figure.layout.sliders[0].active == 0
+    with pytest.raises(InputError, match="position of the slider"):
+        viz.figure_slider(figures, "τ", start="2")
     with pytest.raises(InputError, match="same traces"):
         viz.figure_slider(figures | {"3": go.Figure()}, "τ")
     with pytest.raises(InputError, match="at least one"):
@@ -171,10 +176,13 @@ def test_lambda_view_needs_attention():
 
 def test_lambda_slider_says_how_much_changes(generator):
     z = torch.randn(2, 8)
-    figure = viz.lambda_slider(generator, z, [0.0, 5.0])
+    figure = viz.lambda_slider(generator, z, [0.0, 5.0], start=5.0)
+    assert figure.data[0].source == figure.frames[1].data[0].source
+    assert figure.layout.sliders[0].active == 1
     assert [frame.name for frame in figure.frames] == ["0", "5"]
     _, change = viz.lambda_view(generator, z, 5.0)
     assert figure.frames[1].layout.title.text == viz.change_note(change)
+    assert f"{255 * change:.2g} grey levels" in viz.change_note(change)
     assert figure.frames[0].data[0].source != figure.frames[1].data[0].source
 
 

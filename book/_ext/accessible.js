@@ -23,8 +23,21 @@
     }
   }
 
+  // On a phone a wide picture is small: a touch opens it alone, to be enlarged.
+  function openable() {
+    for (const image of document.querySelectorAll("article img[src^='_images/']")) {
+      if (image.closest("a")) continue;
+      const link = document.createElement("a");
+      link.href = image.src;
+      link.title = "Open the picture alone";
+      image.replaceWith(link);
+      link.append(image);
+    }
+  }
+
   document.addEventListener("DOMContentLoaded", () => {
     mend();
+    openable();
     const changes = { childList: true, subtree: true };
     const observer = new MutationObserver(() => {
       observer.disconnect();

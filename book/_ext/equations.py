@@ -1,4 +1,5 @@
 """Equation numbers of the paper: `\\tag{6}` gives a formula its place, "Eq. 6" in text links to it.
+"Open point 6" links to the list of what the paper leaves open.
 
 The sources stay plain Markdown, readable in any notebook. Each number has one home; a second home,
 or a mention of a number that has none, is a warning, and warnings stop the build.
@@ -15,6 +16,8 @@ log = logging.getLogger(__name__)
 TAG = re.compile(r"\\tag\{(\d+)\}")
 # "Eq. 6", "Eqs. 4 to 6", "Eqs. 10, 11 and 14"
 MENTION = re.compile(r"Eqs?\.\s\d+(?:(?:,\s(?:and\s)?|\sto\s|\sand\s|\sor\s)\d+)*")
+OPEN_POINT = re.compile(r"[Oo]pen points? \d+(?:(?:,\s(?:and\s)?|\sto\s|\sand\s)\d+)*")
+POINTS = ("A-reading-notes", "the-seventeen-points")  # page and heading of the list
 NUMBER = re.compile(r"(?:Eqs?\.\s)?\d+")
 # no links inside headings, other links, code, or the targets of the table of contents
 CLOSED = (nodes.title, nodes.reference, nodes.literal, nodes.literal_block, nodes.raw)
@@ -43,6 +46,9 @@ def link_mentions(app: Sphinx, doctree: nodes.document, page: str) -> None:
     for text in list(doctree.findall(nodes.Text)):
         if MENTION.search(text) and not inside(text, CLOSED):
             text.parent.replace(text, linked(app, text, page))
+    for text in list(doctree.findall(nodes.Text)):
+        if OPEN_POINT.search(text) and not inside(text, CLOSED):
+            text.parent.replace(text, pointed(app, text, page))
 
 
 def inside(node: nodes.Node, kinds: tuple[type, ...]) -> bool:
@@ -77,6 +83,19 @@ def link(app: Sphinx, label: str, page: str, place: nodes.Node) -> nodes.Node:
     reference["classes"].append("equation-link")
     reference += nodes.Text(label)
     return reference
+
+
+def pointed(app: Sphinx, text: nodes.Text, page: str) -> list[nodes.Node]:
+    """The text in pieces, each mention of an open point a link to the list of them."""
+    home, heading = POINTS
+    address = "" if home == page else app.builder.get_relative_uri(page, home)
+    pieces, done = [], 0
+    for mention in OPEN_POINT.finditer(text):
+        reference = nodes.reference("", "", internal=True, refuri=f"{address}#{heading}")
+        reference += nodes.Text(mention[0])
+        pieces += [nodes.Text(text[done : mention.start()]), reference]
+        done = mention.end()
+    return [*pieces, nodes.Text(text[done:])]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

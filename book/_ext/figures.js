@@ -59,6 +59,7 @@
   function fitted({ data, layout }, width) {
     const result = { ...layout, autosize: true };
     delete result.width; // the container's max-width keeps it
+    result.title = { ...layout.title, y: 1, yref: "container", yanchor: "top", pad: { t: 8 } };
     const top = layout.title?.text ? 60 : 30;
     const margin = { t: top, b: 50, l: 60, r: 20, ...layout.margin };
     result.margin = margin;
@@ -70,6 +71,7 @@
         margin.t = Math.max(margin.t, top + 20 * entries);
       const picture = data.some((trace) => trace.type === "image");
       if (picture && layout.height) result.height = 0.65 * layout.height; // less wide, less high
+      result.title.font = { ...result.title.font, size: 12 };
       result.legend = { ...result.legend, orientation: "h", x: 0, y: 1, yanchor: "bottom" };
     }
     return result;
