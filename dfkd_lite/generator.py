@@ -95,7 +95,7 @@ class _Softmax(nn.Module):
 class AttentionGenerator(nn.Module):
     """Eq. 3: latents z (B, z_dim) -> images (B, ``channels``, ``size``, ``size``) in [0, 1].
 
-    A linear layer makes the first, 4 to 8 px wide map; each block doubles it (and cuts a row and
+    A linear layer makes the first, 5 to 8 px wide map; each block doubles it (and cuts a row and
     a column where the size is odd), convolves, and attends. Any ``size`` from 16 to 224 px.
 
     Raises:
