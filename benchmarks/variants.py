@@ -51,6 +51,11 @@ VARIANTS: dict[str, list[str]] = {
     "cam-equation-13": ["method.msarc.cam.weights=gradient-x-activation"],
     "msarc-second-order": ["method.msarc.second_order=True"],
     "msarc-normalised": ["method.msarc.normalise=True"],
+    # with maps of one scale the early stages count, and so does the form of their weights
+    "msarc-normalised-equation-13": [
+        "method.msarc.normalise=True",
+        "method.msarc.cam.weights=gradient-x-activation",
+    ],
     # Eq. 16's L_KD in the generator (point 11)
     "adversarial-plain": ["method.agree_only=False"],
     "adversarial-none": ["method.adversarial_weight=0"],
