@@ -106,6 +106,11 @@ def test_equations_are_typeset(visit):
     assert visit.all("[data-mjx-error], mjx-merror", faulty) == []
 
 
+def test_tables_are_tables(visit):
+    bare = "all => all.map(e => e.innerText).filter(t => /\\|\\s*[:-]{3}/.test(t))"
+    assert visit.all("article p", bare) == []
+
+
 def test_images_load_and_say_what_they_show(visit):
     broken = "all => all.filter(e => !e.naturalWidth).map(e => e.src)"
     assert visit.all("article img", broken) == []
