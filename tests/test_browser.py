@@ -192,7 +192,8 @@ def test_weight(visit):
     assert sum(f.stat().st_size for f in own) <= HEAVIEST
 
 
-# Elements whose right edge lies beyond the window, unless something around them scrolls.
+# Elements whose right edge lies beyond the window, unless something around them scrolls; formulas
+# that begin left of their place, where no scrolling leads.
 OVERFLOWING = """() => {
   const width = document.documentElement.clientWidth;
   const scrolls = (e) =>
@@ -201,6 +202,9 @@ OVERFLOWING = """() => {
     const box = e.getBoundingClientRect();
     return box.width > 0 && box.right > width + 1 && !scrolls(e);
   });
+  const cut = [...document.querySelectorAll("article mjx-container")].filter((e) =>
+    e.getBoundingClientRect().left < e.parentElement.getBoundingClientRect().left - 1);
+  wide.push(...cut);
   const page = document.documentElement.scrollWidth > width ? ["the page scrolls sideways"] : [];
   return page.concat(wide.slice(0, 5).map((e) => e.outerHTML.slice(0, 120)));
 }"""
