@@ -69,6 +69,7 @@ VARIANTS: dict[str, list[str]] = {
     "fail-lr-1": ["lr=1.0"],
     "fail-plain-adversarial-30": ["method.agree_only=False", "method.adversarial_weight=30"],
     "fail-disagreement-alone": ["method.kappa=0", "method.agree_only=False"],
+    "fail-collapse": ["method.meta.lr=0.3"],  # sixty times the generator's rate
     "fail-oscillation": ["pool_size=64", "lr=0.4", "lr_final=0.4"],
 }
 
