@@ -41,10 +41,10 @@ class DistillConfig:
     average: float = 0.0  # decay of a moving average of the student's weights; 0: none
     pool_size: int = 50_000  # images kept; the size of CIFAR's training set
     shift: int = 4  # augmentation of the pool's images, as on CIFAR
-    flip: bool = True
+    flip: bool = True  # random mirroring of the student's batches: FastDFKD
     measure_every: int = 10  # episodes between two measurements of the student
     checkpoint_every: int = 10  # episodes between two checkpoints, where a folder is given
-    seed: int = 0
+    seed: int = 0  # of the whole run
 
     def __post_init__(self) -> None:
         for name in ("episodes", "student_steps", "measure_every", "checkpoint_every"):

@@ -30,7 +30,8 @@ class GeneratorConfig:
 
     z_dim: int = 256  # length of z: FastDFKD, CMI
     width: int = 64  # channels of the last block, twice as many before it: FastDFKD, CMI
-    attention: AttentionConfig | None = field(default_factory=AttentionConfig)
+    # None: no attention module
+    attention: AttentionConfig | None = field(default_factory=AttentionConfig)  # Eqs. 4 to 6
     upsample: str = "nearest"  # nearest + 3x3 convolution as in FastDFKD, or "transposed"
     spectral_norm: bool = False  # named in Fig. 1 only
 

@@ -20,7 +20,7 @@ class MsarcConfig:
     alphas: tuple[float, ...] | None = None  # alpha_l of Eq. 9, early to late; None: all 1
     second_order: bool = False  # False as SpaceshipNet: the student's CAM weights are constants
     normalise: bool = False  # True: each map divided by its root mean square (ours)
-    cam: CamConfig = field(default_factory=CamConfig)
+    cam: CamConfig = field(default_factory=CamConfig)  # how the maps are made: Eqs. 10 to 14
 
     def __post_init__(self) -> None:
         if self.stages is not None:

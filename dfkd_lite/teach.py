@@ -20,14 +20,14 @@ from .networks import NetworkSpec, build
 class TeachConfig:
     """Supervised training, as the field trains its teachers on CIFAR."""
 
-    epochs: int = 35
+    epochs: int = 35  # passes over the data; enough for CIFAR under one cycle (ours)
     batch_size: int = 128  # Table 1
     lr: float = 0.1  # peak of the cycle; Zagoruyko & Komodakis 2016
     momentum: float = 0.9  # Table 1
     weight_decay: float = 5e-4  # Zagoruyko & Komodakis 2016
     shift: int = 4  # random crops of the image padded by 4, as usual on CIFAR
-    flip: bool = True
-    seed: int = 0
+    flip: bool = True  # random mirroring, as usual on CIFAR; off where left and right matter
+    seed: int = 0  # of weights, order and augmentation
 
     def __post_init__(self) -> None:
         check_range("epochs", self.epochs, 1)

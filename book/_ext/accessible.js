@@ -10,6 +10,8 @@
       icon.querySelector("title")?.remove(); // the button has a name
       icon.setAttribute("role", "presentation");
     }
+    for (const summary of document.querySelectorAll("summary[aria-label]"))
+      summary.removeAttribute("aria-label"); // its text says what is folded
     for (const entry of document.querySelectorAll(".citation-list > .citation"))
       entry.setAttribute("role", "listitem");
     for (const handle of document.querySelectorAll(".widget-slider .noUi-handle")) {

@@ -28,8 +28,8 @@ from .base import Logs, Problem, SpatialMethod
 class FsscConfig:
     """Settings of the method. Table 1 gives few; the rest follows FastDFKD, which it builds on."""
 
-    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
-    meta: MetaConfig = field(default_factory=MetaConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)  # Eqs. 3 to 6
+    meta: MetaConfig = field(default_factory=MetaConfig)  # Eqs. 7 and 8
     synthesis_batch: int = 128  # Table 1: batch size
     kappa: float = 1.0  # Eq. 16; the paper gives none
     bn_weight: float = 10.0  # FastDFKD
@@ -39,7 +39,7 @@ class FsscConfig:
     agree_only: bool = True  # FastDFKD's decision-adversarial form; False: Eq. 16's plain KL
     temperature: float = 20.0  # Table 1
     beta: float = 1.0  # Eq. 17; the paper gives none, SpaceshipNet 1. 0: without MSARC
-    msarc: MsarcConfig = field(default_factory=MsarcConfig)
+    msarc: MsarcConfig = field(default_factory=MsarcConfig)  # Eqs. 9 and 15
 
     def __post_init__(self) -> None:
         check_range("synthesis_batch", self.synthesis_batch, 2)
