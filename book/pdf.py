@@ -26,7 +26,7 @@ FOR_PAPER = """async () => {
 STYLE = """
 .bd-header, .bd-header-article, .bd-sidebar-primary, .bd-sidebar-secondary, .prev-next-area,
 .bd-footer, footer, #jb-print-docs-body, #jb-print-toc, .headerlink, #pst-back-to-top,
-.skip-link, .copybtn, .modebar
+.skip-link, .copybtn, .modebar, details.hide > summary
   { display: none !important; }
 .bd-article-container, .bd-content, .bd-container__inner, .bd-main, article
   { max-width: none !important; padding: 0 !important; overflow: visible !important; }
