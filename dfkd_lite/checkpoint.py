@@ -170,7 +170,19 @@ def save_weights(path: str | Path, model: nn.Module, notes: dict[str, str]) -> N
         InputError: weights that are not finite, an unwritable place.
     """
     check_finite("The network", model)
-    write_bytes(path, to_safetensors(_plain(model.state_dict()), {"format": "pt", **notes}))
+    write_bytes(path, _serialised(_plain(model.state_dict()), {"format": "pt", **notes}))
+
+
+def _serialised(tensors: dict[str, Tensor], notes: dict[str, str]) -> bytes:
+    """A safetensors file whose bytes follow from its content: the library writes notes in random
+    order, and equal networks would have different checksums."""
+    content = to_safetensors(tensors, notes)
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(notes.items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    size = -(-len(text) // 8) * 8  # the tensors stay aligned
+    return size.to_bytes(8, "little") + text.ljust(size) + content[end:]
 
 
 def _checked_notes(notes: dict[str, str]) -> dict[str, str]:
@@ -385,7 +397,7 @@ def _checkpoint_files(
             tensors,
             "the run has diverged, so nothing was saved: lower the learning rate",
         )
-        files[f"{name}.safetensors"] = to_safetensors(_plain(tensors), {"format": "pt"})
+        files[f"{name}.safetensors"] = _serialised(_plain(tensors), {"format": "pt"})
     buffer = io.BytesIO()
     try:
         torch.save(state, buffer)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -134,6 +135,17 @@ def test_network_comes_back_with_its_spec_and_outputs(tmp_path):
     metadata = checkpoint.read_metadata(path)
     assert metadata["seed"] == "3" and json.loads(metadata["spec"])["classes"] == 4
     assert same(load_file(path), model.state_dict())  # an ordinary safetensors file
+
+
+def test_equal_networks_make_equal_files(tmp_path):
+    notes = {f"note {n}": "ü" * n for n in range(8)}
+    for number in range(5):
+        checkpoint.save_network(tmp_path / f"{number}.safetensors", network(), SPEC, notes)
+    first, *others = (path.read_bytes() for path in sorted(tmp_path.iterdir()))
+    assert all(other == first for other in others)
+    with safe_open(tmp_path / "0.safetensors", "pt") as file:  # the library reads them
+        assert {k: v for k, v in file.metadata().items() if k in notes} == notes
+        assert same({k: file.get_tensor(k) for k in network().state_dict()}, network().state_dict())
 
 
 def test_weights_in_other_memory_formats_and_shared_are_saved(tmp_path):
