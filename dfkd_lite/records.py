@@ -150,9 +150,10 @@ def paired(name: str, base: str = "lite", folder: str | Path = RECORDS) -> Gaps:
     Raises:
         InputError: no records of a name (the nearest is offered), or no seed in common.
     """
+    found = read_variants([name, base], folder)
     ours, theirs = (
-        {r["seed"]: r["last"]["student"]["accuracy"] for r in rows if not r["diverged"]}
-        for rows in (read_variants([key], folder)[key] for key in (name, base))
+        {r["seed"]: r["last"]["student"]["accuracy"] for r in found[key] if not r["diverged"]}
+        for key in (name, base)
     )
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
