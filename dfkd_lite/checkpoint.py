@@ -366,6 +366,30 @@ def load_checkpoint(folder: str | Path) -> Checkpoint | None:
         raise InputError(f"The checkpoint in {folder} cannot be read ({error}).") from None
 
 
+def open_run(folder: str | Path, resume: bool, identity: str) -> Checkpoint | None:
+    """The newest checkpoint in ``folder`` of the run whose settings ``identity`` spells out, saved
+    in its state as "run"; None where there is none yet.
+
+    Raises:
+        InputError: there is a run and ``resume`` is False, or the run has other settings, or its
+            checkpoint is damaged.
+    """
+    found = load_checkpoint(folder)
+    if found is None:
+        return None
+    if not resume:
+        raise InputError(
+            f"{folder} already holds a run (at step {found.step}): continue it with "
+            "resume=True (--resume), or give another folder."
+        )
+    if found.state.get("run") != identity:
+        raise InputError(
+            f"The checkpoint in {folder} is of a run with other settings: give the same "
+            "settings to resume it, or another folder."
+        )
+    return found
+
+
 def _load_step(path: Path, step: int) -> Checkpoint:
     files = _read_checked(path, step)
     try:

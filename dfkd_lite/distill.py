@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from .checkpoint import check_finite, load_checkpoint, save_checkpoint
-from .devices import placed, resolve_device, seeded
-from .errors import InputError, check_range
+from .checkpoint import check_finite, open_run, save_checkpoint
+from .devices import PRECISIONS, mixed, placed, resolve_device, seeded
+from .errors import InputError, check_range, choose
 from .image_pool import ImagePool
 from .methods import FsscConfig, Problem, create
 from .networks import Layers, NetworkSpec, build, evaluating, find_layers
@@ -44,6 +44,7 @@ class DistillConfig:
     flip: bool = True  # random mirroring of the student's batches: FastDFKD
     measure_every: int = 10  # episodes between two measurements of the student
     checkpoint_every: int = 10  # episodes between two checkpoints, where a folder is given
+    precision: str = "float32"  # "bfloat16": what the networks compute in while they learn
     seed: int = 0  # of the whole run
 
     def __post_init__(self) -> None:
@@ -59,6 +60,7 @@ class DistillConfig:
         check_range("average", self.average, 0, 0.99999)
         check_range("pool_size", self.pool_size, 1)
         check_range("shift", self.shift, 0)
+        choose("precision", self.precision, PRECISIONS)
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ class Distillation:
         start = time.perf_counter()
         warm_up = self.episode < self.config.warm_up
         logs: dict[str, list[Tensor]] = defaultdict(list)
-        with frozen(self.network):
+        with frozen(self.network), mixed(self._device, self.config.precision):
             images, parts = self.running.synthesise(self.network, warm_up)
         self.pool.add(images)
         _collect(logs, parts)
@@ -191,7 +193,8 @@ class Distillation:
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(config, share)
         images = self.pool.sample(config.batch_size, self.rng, config.shift, config.flip)
-        loss, logs = self.running.transfer_loss(self.network, self.normalise(images))
+        with mixed(self._device, config.precision):
+            loss, logs = self.running.transfer_loss(self.network, self.normalise(images))
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
@@ -228,19 +231,9 @@ class Distillation:
         save_checkpoint(folder, self.episode, weights, state)
 
     def _open(self, folder: Path, resume: bool) -> None:
-        found = load_checkpoint(folder)
+        found = open_run(folder, resume or self.episode > 0, self._identity())
         if found is None or self.episode:
             return
-        if not resume:
-            raise InputError(
-                f"{folder} already holds a run (at episode {found.step}): continue it with "
-                "resume=True (--resume), or give another folder."
-            )
-        if found.state.get("run") != self._identity():
-            raise InputError(
-                f"The checkpoint in {folder} is of a run with other settings: give the same "
-                "settings to resume it, or another folder."
-            )
         self.network.load_state_dict(found.weights["student"])
         if self.average is not None:
             self.average.module.load_state_dict(found.weights["average"])

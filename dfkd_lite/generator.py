@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from .devices import full
 from .errors import InputError, check_range, choose
 
 
@@ -156,7 +157,7 @@ class AttentionGenerator(nn.Module):
             x = self.blocks[number](x)
             if self.attentions:
                 x = self.attentions[number](x)
-        return torch.sigmoid(self.to_image(x))
+        return torch.sigmoid(full(self.to_image(x)))
 
 
 def _sizes(size: int) -> list[int]:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .devices import full
 from .errors import InputError, check_range
 from .kd import kl_divergence
 from .networks import batch_norms
@@ -90,7 +91,7 @@ class BatchNormLoss:
 
     def _watcher(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def watch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self._newest[name] = batch_statistics(inputs[0])
+            self._newest[name] = batch_statistics(full(inputs[0]))
 
         return watch
 
@@ -120,7 +121,7 @@ class BatchNormLoss:
 
 def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """L_cls of Eq. 16: cross-entropy of the teacher's logits (B, K) against wanted labels (B,)."""
-    return F.cross_entropy(logits, labels)
+    return F.cross_entropy(full(logits), labels)
 
 
 def adversarial_loss(

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .devices import full
 from .errors import InputError, check_range
 
 
@@ -36,7 +37,7 @@ def kl_divergence(
     Raises:
         InputError: shapes that differ or are not (B, K); a temperature of 0 or less.
     """
-    _check_pair(student_logits, teacher_logits)
+    student_logits, teacher_logits = _checked_pair(student_logits, teacher_logits)
     check_range("temperature", temperature, low=0, above=True)
     student = F.log_softmax(student_logits / temperature, dim=1)
     teacher = F.log_softmax(teacher_logits / temperature, dim=1)
@@ -63,7 +64,7 @@ def jensen_shannon(
     Raises:
         InputError: shapes that differ or are not (B, K); a temperature of 0 or less.
     """
-    _check_pair(logits_a, logits_b)
+    logits_a, logits_b = _checked_pair(logits_a, logits_b)
     check_range("temperature", temperature, low=0, above=True)
     log_a = F.log_softmax(logits_a / temperature, dim=1)
     log_b = F.log_softmax(logits_b / temperature, dim=1)
@@ -79,7 +80,7 @@ def mse_logits(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     Raises:
         InputError: shapes that differ or are not (B, K).
     """
-    _check_pair(student_logits, teacher_logits)
+    student_logits, teacher_logits = _checked_pair(student_logits, teacher_logits)
     return F.mse_loss(student_logits, teacher_logits)
 
 
@@ -89,7 +90,7 @@ def l1_logits(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     Raises:
         InputError: shapes that differ or are not (B, K).
     """
-    _check_pair(student_logits, teacher_logits)
+    student_logits, teacher_logits = _checked_pair(student_logits, teacher_logits)
     return F.l1_loss(student_logits, teacher_logits)
 
 
@@ -109,7 +110,7 @@ def squared_distance(student_logits: Tensor, teacher_logits: Tensor, reduce: boo
     Raises:
         InputError: shapes that differ or are not (B, K).
     """
-    _check_pair(student_logits, teacher_logits)
+    student_logits, teacher_logits = _checked_pair(student_logits, teacher_logits)
     per_image = (student_logits - teacher_logits).square().sum(dim=1)
     return per_image.mean() if reduce else per_image
 
@@ -119,10 +120,11 @@ def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
 
 
-def _check_pair(a: Tensor, b: Tensor) -> None:
+def _checked_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     if a.ndim != 2 or a.shape != b.shape or a.numel() == 0:
         raise InputError(
             f"Two non-empty logit tensors of the same shape (batch, classes) are needed, not "
             f"{tuple(a.shape)} and {tuple(b.shape)}; give both networks the same images and the "
             "same number of classes."
         )
+    return full(a), full(b)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .cam import CamConfig, graded_capture, stage_maps, upsample
+from .devices import full
 from .errors import InputError, check_range
 from .networks import Layers
 
@@ -34,6 +35,7 @@ def map_distance(student_map: Tensor, teacher_map: Tensor, normalise: bool = Fal
 
     The student's map is resized to the teacher's where they differ.
     """
+    student_map, teacher_map = full(student_map), full(teacher_map)
     student_map = upsample(student_map, (teacher_map.shape[1], teacher_map.shape[2]))
     if normalise:
         student_map, teacher_map = _unit(student_map), _unit(teacher_map)

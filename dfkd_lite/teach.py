@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from .checkpoint import open_run, save_checkpoint
 from .data import ImageData, normalise
-from .devices import placed, resolve_device, seeded
-from .errors import InputError, check_range
+from .devices import PRECISIONS, full, mixed, placed, resolve_device, seeded
+from .errors import InputError, check_range, choose
 from .image_pool import augment
 from .networks import NetworkSpec, build
 
@@ -27,6 +29,8 @@ class TeachConfig:
     weight_decay: float = 5e-4  # Zagoruyko & Komodakis 2016
     shift: int = 4  # random crops of the image padded by 4, as usual on CIFAR
     flip: bool = True  # random mirroring, as usual on CIFAR; off where left and right matter
+    precision: str = "float32"  # "bfloat16": what the network computes in while it learns
+    compile: bool = False  # torch.compile: pays on long runs, needs a C++ compiler on the CPU
     seed: int = 0  # of weights, order and augmentation
 
     def __post_init__(self) -> None:
@@ -36,6 +40,7 @@ class TeachConfig:
         check_range("momentum", self.momentum, 0, 0.9999)
         check_range("weight_decay", self.weight_decay, 0)
         check_range("shift", self.shift, 0)
+        choose("precision", self.precision, PRECISIONS)
 
 
 def teach(
@@ -44,53 +49,111 @@ def teach(
     config: TeachConfig | None = None,
     device: str = "auto",
     progress: bool = True,
+    folder: str | Path | None = None,
+    resume: bool = False,
 ) -> tuple[nn.Module, NetworkSpec, list[dict[str, float]]]:
     """Train ``network`` on ``data.train``: the model in eval mode, its spec, and a history.
 
     SGD with Nesterov momentum under one cycle of the learning rate (Smith & Topin 2018). The seed
     governs weights, order and augmentation. The history has one row an epoch: loss and accuracy
-    on the augmented training images.
+    on the augmented training images. With ``folder``, each epoch leaves a checkpoint there, from
+    which ``resume=True`` goes on as if nothing had happened.
+
+    Raises:
+        InputError: unknown network, a loss that is not finite, a folder that holds another run.
     """
-    config = config or TeachConfig()
-    target = resolve_device(device)
-    with seeded(config.seed):
-        model = build(network, data.classes, data.channels, data.size)
-    model = placed(model, target).train()
-    rng = torch.Generator(target).manual_seed(config.seed)
-    order = torch.Generator().manual_seed(config.seed)
-    steps = -(-len(data.train) // config.batch_size)
-    optimiser = torch.optim.SGD(
-        model.parameters(),
-        config.lr,
-        config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=config.momentum > 0,
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, config.lr, total_steps=config.epochs * steps, cycle_momentum=False
-    )
-    history = []
-    with tqdm(total=config.epochs, desc=f"teach {network}", disable=not progress) as bar:
-        for epoch in range(config.epochs):
-            seen = correct = 0
-            total = torch.zeros((), device=target)
-            for images, labels in data.train.batches(config.batch_size, order, target):
-                pixels = images.permute(0, 2, 3, 1)
-                every = torch.arange(len(images), device=target)
-                images = augment(pixels, every, rng, config.shift, config.flip)
-                logits = model(normalise(images, data.mean, data.std))
-                loss = F.cross_entropy(logits, labels)
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                schedule.step()
-                total += loss.detach() * len(labels)
-                correct += int((logits.argmax(1) == labels).sum())
-                seen += len(labels)
-            row = {"epoch": epoch + 1, "loss": float(total) / seen, "accuracy": correct / seen}
-            if not row["loss"] < float("inf"):
-                raise InputError(f"Training diverged in epoch {epoch + 1}: lower lr={config.lr}.")
-            history.append(row)
+    run = _Teaching(network, data, config or TeachConfig(), resolve_device(device))
+    if folder is not None:
+        run.open(Path(folder), resume)
+    epochs = run.config.epochs
+    done = len(run.history)
+    with tqdm(total=epochs, initial=done, desc=f"teach {network}", disable=not progress) as bar:
+        for _ in range(done, epochs):
+            row = run.epoch()
             bar.set_postfix(loss=f"{row['loss']:.3f}", accuracy=f"{row['accuracy']:.3f}")
             bar.update()
-    return model.eval(), data.spec(network), history
+            if folder is not None:
+                run.save(Path(folder))
+    return run.model.eval(), data.spec(network), run.history
+
+
+class _Teaching:
+    """One run of :func:`teach`: everything that its next epoch depends on."""
+
+    def __init__(
+        self, network: str, data: ImageData, config: TeachConfig, device: torch.device
+    ) -> None:
+        self.data, self.config, self.device = data, config, device
+        with seeded(config.seed):
+            model = build(network, data.classes, data.channels, data.size)
+        self.model = placed(model, device).train()
+        self.forward = torch.compile(self.model) if config.compile else self.model
+        self.rng = torch.Generator(device).manual_seed(config.seed)
+        self.order = torch.Generator().manual_seed(config.seed)
+        self.optimiser = torch.optim.SGD(
+            self.model.parameters(),
+            config.lr,
+            config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.momentum > 0,
+        )
+        steps = config.epochs * -(-len(data.train) // config.batch_size)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimiser, config.lr, total_steps=steps, cycle_momentum=False
+        )
+        self.history: list[dict[str, float]] = []
+        self.identity = f"{data.name} | {data.spec(network)} | {config}"
+
+    def epoch(self) -> dict[str, float]:
+        """One pass over the training images."""
+        seen = correct = 0
+        total = torch.zeros((), device=self.device)
+        batches = self.data.train.batches(self.config.batch_size, self.order, self.device)
+        for images, labels in batches:
+            loss, logits = self._step(images, labels)
+            total += loss * len(labels)
+            correct += int((logits.argmax(1) == labels).sum())
+            seen += len(labels)
+        number = len(self.history) + 1
+        row = {"epoch": number, "loss": float(total) / seen, "accuracy": correct / seen}
+        if not row["loss"] < float("inf"):
+            raise InputError(f"Training diverged in epoch {number}: lower lr={self.config.lr}.")
+        self.history.append(row)
+        return row
+
+    def _step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        every = torch.arange(len(images), device=self.device)
+        pixels = images.permute(0, 2, 3, 1)
+        images = augment(pixels, every, self.rng, self.config.shift, self.config.flip)
+        with mixed(self.device, self.config.precision):
+            logits = full(self.forward(normalise(images, self.data.mean, self.data.std)))
+        loss = F.cross_entropy(logits, labels)
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        self.schedule.step()
+        return loss.detach(), logits.detach()
+
+    def save(self, folder: Path) -> None:
+        state = {
+            "run": self.identity,
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "rng": self.rng.get_state(),
+            "order": self.order.get_state(),
+            "history": self.history,
+        }
+        weights = {"teacher": self.model.state_dict()}
+        save_checkpoint(folder, len(self.history), weights, state)
+
+    def open(self, folder: Path, resume: bool) -> None:
+        found = open_run(folder, resume, self.identity)
+        if found is None:
+            return
+        kept = found.state
+        self.model.load_state_dict(found.weights["teacher"])
+        self.optimiser.load_state_dict(kept["optimiser"])
+        self.schedule.load_state_dict(kept["schedule"])
+        self.rng.set_state(kept["rng"])
+        self.order.set_state(kept["order"])
+        self.history = kept["history"]
