@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from . import cli_experiments
 from .card import model_card, write_card
 from .checkpoint import load_network, save_network, write_json
 from .data import ImageData, load, names
@@ -45,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"dfkd: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        hint = " Continue with --resume." if options.run is _distill else ""
+        resumable = options.run in (_distill, cli_experiments.run_file)
+        hint = " Continue with --resume." if resumable else ""
         print(f"\ndfkd: stopped.{hint}", file=sys.stderr)
         return 130
     return 0
@@ -208,6 +210,8 @@ def _parser() -> argparse.ArgumentParser:
     add = _common(commands, "export", _export, "write a saved network as ONNX, proved equal")
     add.add_argument("--network", required=True, help="file written by dfkd teach or distill")
     add.add_argument("--onnx", default="runs/student.onnx", help="file to write (%(default)s)")
+
+    cli_experiments.add_commands(lambda *about: _common(commands, *about))
     return parser
 
 

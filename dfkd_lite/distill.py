@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from . import parallel
 from .checkpoint import check_finite, open_run, save_checkpoint
 from .devices import PRECISIONS, mixed, placed, resolve_device, seeded
-from .errors import InputError, check_range, choose
+from .errors import DivergedError, InputError, check_range, choose
 from .image_pool import ImagePool
 from .methods import FsscConfig, Problem, create
 from .networks import Layers, NetworkSpec, build, evaluating, find_layers
@@ -105,7 +106,7 @@ class Distillation:
         with seeded(config.seed):
             if isinstance(self.student, str):
                 self.student = build(self.student, spec.classes, spec.channels, spec.size)
-            self.network: nn.Module = placed(self.student, self._device)
+            self.network = parallel.synchronise(placed(self.student, self._device))
             check_pair(self.teacher, self.network, spec)
             problem = Problem(
                 self.teacher,
@@ -133,27 +134,38 @@ class Distillation:
         )
         self.episode = 0
         self.history: list[dict[str, float]] = []
+        self.resumed_after: list[int] = []  # episodes after which the run was cut off
 
     def run(
-        self, folder: str | Path | None = None, resume: bool = False, progress: bool = True
+        self,
+        folder: str | Path | None = None,
+        resume: bool = False,
+        progress: bool = True,
+        watch: Callable[[Distillation, dict[str, float]], None] | None = None,
     ) -> Result:
         """Run what is left of the episodes.
 
         With ``folder``, checkpoints are written there, each whole or not at all; after Ctrl-C or a
         crash, ``resume=True`` continues from the newest, as if nothing had happened. A folder that
-        already holds a checkpoint is refused without ``resume``.
+        already holds a checkpoint is refused without ``resume``. ``watch`` is called after each
+        episode with this object and the episode's row of the history.
         """
         if folder is not None:
             self._open(Path(folder), resume)
         total = self.config.episodes
-        with tqdm(total=total, initial=self.episode, desc="distil", disable=not progress) as bar:
+        quiet = not progress or parallel.rank() > 0
+        with tqdm(total=total, initial=self.episode, desc="distil", disable=quiet) as bar:
             while self.episode < total:
                 row = self.step()
                 shown = {k: row[k] for k in ("kd", "adv", "accuracy") if k in row}
                 bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
                 bar.update()
+                if watch is not None:
+                    watch(self, row)
                 if folder is not None and self._due(self.config.checkpoint_every):
-                    self._save(Path(folder))
+                    if parallel.rank() == 0:
+                        self._save(Path(folder))
+                    parallel.wait()
         modules = {name: module.eval() for name, module in self.running.modules().items()}
         return Result(self.evaluated_student.eval(), modules, self.pool, self.history)
 
@@ -164,19 +176,25 @@ class Distillation:
         logs: dict[str, list[Tensor]] = defaultdict(list)
         with frozen(self.network), mixed(self._device, self.config.precision):
             images, parts = self.running.synthesise(self.network, warm_up)
-        self.pool.add(images)
+        self.pool.add(parallel.gathered(images))
         _collect(logs, parts)
+        made = time.perf_counter()
         if not warm_up:
             self.network.train()
             for number in range(self.config.student_steps):
                 _collect(logs, self._transfer(number))
         self.episode += 1
-        row = {name: float(torch.stack(values).mean()) for name, values in logs.items()}
+        row = {
+            name: float(parallel.mean(torch.stack(values).mean())) for name, values in logs.items()
+        }
         self._check_losses(row)
-        row = {"episode": self.episode, **row, "seconds": time.perf_counter() - start}
-        if self.measure and self._due(self.config.measure_every):
+        end = time.perf_counter()
+        row |= {"seconds": end - start, "seconds_synthesise": made - start}
+        row = {"episode": self.episode, **row}
+        if self.measure and parallel.rank() == 0 and self._due(self.config.measure_every):
             with evaluating(self.evaluated_student) as student:
                 row |= self.measure(student)
+            row["seconds_measure"] = time.perf_counter() - end
         self.history.append(row)
         return row
 
@@ -194,9 +212,12 @@ class Distillation:
             group["lr"] = learning_rate(config, share)
         images = self.pool.sample(config.batch_size, self.rng, config.shift, config.flip)
         with mixed(self._device, config.precision):
-            loss, logs = self.running.transfer_loss(self.network, self.normalise(images))
+            loss, logs = self.running.transfer_loss(
+                self.network, self.normalise(parallel.mine(images))
+            )
         self.optimiser.zero_grad()
         loss.backward()
+        parallel.average_gradients(self.network.parameters())
         self.optimiser.step()
         if self.average is not None:
             self.average.update_parameters(self.network)
@@ -208,7 +229,7 @@ class Distillation:
     def _check_losses(self, row: dict[str, float]) -> None:
         for name, value in row.items():
             if not abs(value) < float("inf"):
-                raise InputError(
+                raise DivergedError(
                     f"The loss '{name}' became {value} in episode {self.episode}: lower the "
                     "learning rates, or the weight of the adversarial term."
                 )
@@ -227,6 +248,7 @@ class Distillation:
             "pool": self.pool.state_dict(),
             "rng": self.rng.get_state(),
             "history": self.history,
+            "resumed_after": self.resumed_after,
         }
         save_checkpoint(folder, self.episode, weights, state)
 
@@ -246,6 +268,7 @@ class Distillation:
         self.rng.set_state(found.state["rng"])
         self.history = found.state["history"]
         self.episode = found.step
+        self.resumed_after = [*found.state["resumed_after"], found.step]
 
     def _identity(self) -> str:
         return f"{self.spec} | {self.config} | {self.method}"

@@ -11,6 +11,10 @@ class InputError(ValueError):
     """Input that cannot be used. Its message says what was wrong and what to do instead."""
 
 
+class DivergedError(InputError):
+    """A loss stopped being a finite number: the run cannot go on, and that is its result."""
+
+
 def choose(kind: str, name: str, options: Iterable[str]) -> str:
     """Return ``name`` if it is one of ``options``, else refuse it and offer the nearest name.
 

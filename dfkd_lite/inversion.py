@@ -14,6 +14,7 @@ from .devices import full
 from .errors import InputError, check_range
 from .kd import kl_divergence
 from .networks import batch_norms
+from .parallel import pooled_statistics
 
 
 class _BatchStatistics(torch.autograd.Function):
@@ -91,7 +92,7 @@ class BatchNormLoss:
 
     def _watcher(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def watch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self._newest[name] = batch_statistics(full(inputs[0]))
+            self._newest[name] = pooled_statistics(*batch_statistics(full(inputs[0])))
 
         return watch
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from . import parallel
 from .errors import InputError, check_range, choose
 
 Task = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
@@ -89,13 +90,9 @@ class MetaLearner:
         z_optimiser = _optimiser([z], self.config.lr_z, self.config.optimiser)
         losses = []
         for _ in range(self.config.steps):
-            self.outer.zero_grad()
-            z_optimiser.zero_grad()
-            loss = task(self.module, z)
-            loss.backward()
+            losses.append(_backward(task, self.module, z, [self.outer, z_optimiser]))
             self.outer.step()
             z_optimiser.step()
-            losses.append(loss.item())
         return Adaptation(z.detach(), tuple(losses))
 
 
@@ -115,14 +112,16 @@ def exact_gradient(module: nn.Module, task: Task, z: Tensor, config: MetaConfig)
             loss, [*adapted.values(), z], create_graph=True, materialize_grads=True
         )
         adapted = {
-            name: p - config.lr * g for (name, p), g in zip(adapted.items(), grads, strict=True)
+            name: p - config.lr * parallel.mean(g)
+            for (name, p), g in zip(adapted.items(), grads, strict=True)
         }
-        z = z - config.lr_z * grad_z
-        losses.append(loss.item())
+        z = z - config.lr_z * grad_z / parallel.count()
+        losses.append(parallel.mean(loss.detach()).item())
     outer_loss = task(_bind(module, adapted), z)
     gradient = torch.autograd.grad(outer_loss, list(parameters.values()), materialize_grads=True)
     for parameter, g in zip(parameters.values(), gradient, strict=True):
         parameter.grad = g
+    parallel.average_gradients(parameters.values())
     return Adaptation(z.detach(), tuple(losses))
 
 
@@ -178,7 +177,11 @@ def _backward(
         optimiser.zero_grad()
     loss = task(module, z)
     loss.backward()
-    return loss.item()
+    # the mean over all processes' parts is the loss; a z is in one part only
+    parallel.average_gradients(module.parameters())
+    if z.grad is not None:
+        z.grad /= parallel.count()
+    return parallel.mean(loss.detach()).item()
 
 
 def _add_gradients(total: list[Tensor], module: nn.Module) -> None:

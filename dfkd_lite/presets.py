@@ -103,11 +103,16 @@ def override(settings: Any, assignments: list[str]) -> Any:
             if not isinstance(branch, dict):
                 raise InputError(f"'{part}' is set as a whole and in part: set it once.")
         branch[name] = _literal(text.strip())
-    return _replace(settings, tree)
+    return replaced(settings, tree)
 
 
-def _replace(settings: Any, tree: dict[str, Any]) -> Any:
-    """All changes at once, since settings are checked against each other when they are made."""
+def replaced(settings: Any, tree: dict[str, Any]) -> Any:
+    """Settings with a nested mapping of changes applied, all at once: settings are checked against
+    each other when they are made.
+
+    Raises:
+        InputError: as :func:`override`.
+    """
     fields = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     changes = {}
     for key, value in tree.items():
@@ -115,7 +120,7 @@ def _replace(settings: Any, tree: dict[str, Any]) -> Any:
         if not isinstance(value, dict):
             changes[name] = _converted(name, fields[name], value)
         elif dataclasses.is_dataclass(fields[name]):
-            changes[name] = _replace(fields[name], value)
+            changes[name] = replaced(fields[name], value)
         else:
             raise InputError(f"'{name}' has no settings inside: write {name}=value.")
     return dataclasses.replace(settings, **changes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import platform
@@ -16,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
+from . import parallel
 from .checkpoint import write_json
+from .data import ImageData, Split
 from .errors import InputError, choose
 from .shipped import SHIPPED
 
@@ -28,6 +32,38 @@ from .shipped import SHIPPED
 RECORDS = SHIPPED / "records"
 
 _PACKAGES = ("dfkd_lite", "torch", "torchvision", "numpy", "scikit-learn")
+
+
+class Record(BaseModel):
+    """What a record holds: the schema that every one is checked against when it is written.
+
+    The fields without a default are needed; ``dfkd run`` fills all of them. Times are in seconds.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    experiment: str
+    name: str
+    seed: int
+    settings: dict[str, Any]  # of teacher, loop and method, every default spelled out
+    environment: dict[str, Any]  # code, packages, device, threads: see environment()
+    last: dict[str, dict[str, Any]]  # by network: every metric at the last step
+    variant: str = ""  # what is special about the run, the same for all its seeds
+    changes: list[str] | dict[str, Any] = {}  # settings that differ from the experiment's
+    paper: dict[str, Any] | None = None  # the paper's cell set beside, and what differs
+    networks: dict[str, str] = {}
+    data: dict[str, Any] = {}  # see described()
+    parameters: dict[str, int] = {}
+    teacher: dict[str, Any] = {}  # checksum and origin of its file
+    started: str = ""
+    ended: str = ""
+    seconds: dict[str, float] = {}  # by phase
+    resumed_after: list[int] = []  # episodes after which the run was cut off and went on
+    peak_memory_bytes: int | None = None
+    diverged: str | None = None  # why there is no last step
+    best_on_test: dict[str, Any] | None = None  # chosen by looking at test images: not a result
+    history: list[dict[str, float | None]] = []  # one row an episode
+    images_png: str = ""  # the last images made, base64
 
 
 @dataclass(frozen=True)
@@ -55,6 +91,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
         "machine": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": parallel.count(),
     }
 
 
@@ -72,6 +109,34 @@ def plain(settings: Any) -> Any:
     return settings
 
 
+def described(data: ImageData) -> dict[str, Any]:
+    """Which data: name, size, numbers of images, and a checksum of the pixels and labels.
+
+    Of images that are read from disk as they are needed, the checksum is of their files' names.
+    """
+    digest = hashlib.sha256()
+    for split in (data.train, data.val, data.test):
+        if isinstance(split, Split):
+            digest.update(_bytes(split.images))
+        elif split is not None:
+            digest.update("\n".join(path.name for path in split.paths).encode())
+        if split is not None:
+            digest.update(_bytes(split.labels))
+    return {
+        "name": data.name,
+        "size": data.size,
+        "classes": data.classes,
+        "train_images": len(data.train),
+        "test_images": len(data.test),
+        "sha256": digest.hexdigest(),
+    }
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    array: Any = tensor.contiguous().numpy()
+    return memoryview(array).cast("B")
+
+
 def peak_memory() -> int:
     """Largest resident memory of this process so far, in bytes."""
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -79,22 +144,37 @@ def peak_memory() -> int:
 
 
 def write_record(record: Mapping[str, Any], folder: str | Path = RECORDS) -> Path:
-    """Write ``record`` to ``folder/experiment/name.json``, never over another.
-
-    ``record`` has at least ``experiment``, ``name``, ``seed``, ``settings``, ``environment`` and
-    ``last``, the metrics at the last step.
+    """Write ``record`` (see :class:`Record`) to its :func:`record_path`, never over another.
 
     Raises:
-        InputError: a key is missing, or the record exists.
+        InputError: it does not fit the schema, or the record exists.
     """
-    for key in ("experiment", "name", "seed", "settings", "environment", "last"):
-        if key not in record:
-            raise InputError(f"A record needs '{key}'; this one has {', '.join(record)}.")
-    path = Path(folder) / record["experiment"] / f"{record['name']}.json"
+    content = plain(record)
+    check_record(content)
+    path = record_path(content["experiment"], content["name"], folder)
     if path.exists():
         raise InputError(f"{path} exists, and records are never overwritten: move it away first.")
-    write_json(path, plain(record))
+    write_json(path, content)
     return path
+
+
+def record_path(experiment: str, name: str, folder: str | Path = RECORDS) -> Path:
+    """Where a record is kept: ``folder/experiment/name.json``."""
+    return Path(folder) / experiment / f"{name}.json"
+
+
+def check_record(content: Mapping[str, Any]) -> None:
+    """Hold a record against :class:`Record`.
+
+    Raises:
+        InputError: the first thing that does not fit.
+    """
+    try:
+        Record.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise InputError(f"This is not a record: '{name}': {first['msg']}.") from None
 
 
 def read_records(experiment: str, folder: str | Path = RECORDS) -> list[dict[str, Any]]:

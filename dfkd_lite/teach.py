@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tqdm import tqdm
 from .checkpoint import open_run, save_checkpoint
 from .data import ImageData, normalise
 from .devices import PRECISIONS, full, mixed, placed, resolve_device, seeded
-from .errors import InputError, check_range, choose
+from .errors import DivergedError, check_range, choose
 from .image_pool import augment
 from .networks import NetworkSpec, build
 
@@ -62,7 +63,7 @@ def teach(
     Raises:
         InputError: unknown network, a loss that is not finite, a folder that holds another run.
     """
-    run = _Teaching(network, data, config or TeachConfig(), resolve_device(device))
+    run = Teaching(network, data, config or TeachConfig(), resolve_device(device))
     if folder is not None:
         run.open(Path(folder), resume)
     epochs = run.config.epochs
@@ -77,7 +78,7 @@ def teach(
     return run.model.eval(), data.spec(network), run.history
 
 
-class _Teaching:
+class Teaching:
     """One run of :func:`teach`: everything that its next epoch depends on."""
 
     def __init__(
@@ -117,9 +118,20 @@ class _Teaching:
         number = len(self.history) + 1
         row = {"epoch": number, "loss": float(total) / seen, "accuracy": correct / seen}
         if not row["loss"] < float("inf"):
-            raise InputError(f"Training diverged in epoch {number}: lower lr={self.config.lr}.")
+            raise DivergedError(f"Training diverged in epoch {number}: lower lr={self.config.lr}.")
         self.history.append(row)
         return row
+
+    def time_step(self) -> float:
+        """Seconds of one step, the faster of two after one that is not counted."""
+        batches = self.data.train.batches(self.config.batch_size, self.order, self.device)
+        images, labels = next(batches)
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            self._step(images, labels)[0].item()
+            times.append(time.perf_counter() - start)
+        return min(times[1:])
 
     def _step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         every = torch.arange(len(images), device=self.device)

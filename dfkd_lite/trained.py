@@ -1,45 +1,139 @@
-"""Train or load: the teacher and the student that the chapters start from.
+"""Train or load: the teacher and the student that chapters and experiments start from.
 
-What a preset, a data set and a seed give is trained once and kept. The files for the digits ship
-with the code, so that the book starts where a reader without data starts: from a teacher alone.
+What a preset, a data set and a seed give is trained once and kept. Some files ship with the code,
+so that the book starts where a reader without data starts: from a teacher alone.
 """
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import json
+import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
-from .checkpoint import load_network, load_weights, read_metadata, save_network, save_weights
+from .checkpoint import (
+    load_network,
+    load_weights,
+    read_metadata,
+    save_network,
+    save_weights,
+    write_json,
+)
 from .data import ImageData, data_root
+from .devices import resolve_device
 from .distill import distill
-from .evaluate import accuracy, predict
+from .evaluate import evaluate
 from .generator import AttentionGenerator
 from .networks import NetworkSpec
 from .presets import Preset
+from .records import described, environment, plain
 from .shipped import SHIPPED
-from .teach import teach
+from .teach import TeachConfig, teach
+
+SMALL = 2**20  # bytes of weights up to which rounding them would save nothing worth having
 
 
 def trained_teacher(
     data: ImageData, preset: Preset, seed: int = 0
 ) -> tuple[nn.Module, NetworkSpec]:
-    """The preset's teacher of ``data``, in eval mode on the CPU, and its spec.
+    """The preset's teacher of ``data``, as :func:`taught` gives it, and its spec."""
+    teacher, spec, _ = taught(data, preset.teacher, replace(preset.teach, seed=seed))
+    return teacher, spec
 
-    Loaded where a file made with the same settings is there; else trained (with a progress bar)
-    and kept below :func:`dfkd_lite.data.data_root`.
+
+def taught(
+    data: ImageData,
+    network: str,
+    config: TeachConfig,
+    device: str = "auto",
+    progress: bool = True,
+) -> tuple[nn.Module, NetworkSpec, dict[str, Any]]:
+    """A teacher of ``data`` in eval mode on the CPU, its spec, and its card.
+
+    Loaded where a file made with the same settings is there; else trained (with a progress bar,
+    and from where it was cut off, if it was) and kept below
+    :func:`dfkd_lite.data.data_root`. What is given is always what the file holds: weights of more
+    than 1 MB are rounded to float16 where that leaves the test accuracy as it is. The card, a JSON
+    file beside the weights, says what they are: data, network, settings, test accuracy, checksum,
+    where and how long they were trained.
     """
-    config = replace(preset.teach, seed=seed)
-    notes = {"data": data.name, "config": repr(config)}
-    name = f"{_label(data)}_{preset.teacher}_seed{seed}.safetensors"
-    path = _find("teachers", name, notes)
+    path = find_teacher(data, network, config)
     if path is None:
-        teacher, spec, _ = teach(preset.teacher, data, config)
-        right = accuracy(*predict(teacher, data.test, spec.mean, spec.std))
-        path = _kept("teachers", name)
-        save_network(path, teacher, spec, notes | {"test_accuracy": f"{right:.4f}"})
-    return load_network(path)
+        # Other settings, another name: nothing is replaced, and a run that was cut off is only
+        # ever continued as itself.
+        key = hashlib.sha256(repr(config).encode()).hexdigest()[:12]
+        path = _kept("teachers", f"{_stem(data, network, config)}_{key}.safetensors")
+        cut_off = _kept("checkpoints", path.stem)
+        begun, where = time.perf_counter(), environment(resolve_device(device))
+        teacher, spec, history = teach(
+            network, data, config, device, progress, folder=cut_off, resume=True
+        )
+        about = {
+            "settings": plain(config),
+            "environment": where,
+            "seconds": time.perf_counter() - begun,
+            "history": history,
+        }
+        keep_teacher(path, teacher.cpu(), spec, data, config, about)
+        shutil.rmtree(cut_off, ignore_errors=True)
+    return *load_network(path), json.loads(path.with_suffix(".json").read_bytes())
+
+
+def find_teacher(data: ImageData, network: str, config: TeachConfig) -> Path | None:
+    """The shipped or kept weights of :func:`taught`'s teacher; None: it is yet to be trained."""
+    notes, stem = _notes(data, config), _stem(data, network, config)
+    kept = sorted(_kept("teachers", "").glob(f"{stem}_*.safetensors"))
+    for path in (SHIPPED / "teachers" / f"{stem}.safetensors", *kept):
+        if path.is_file() and path.with_suffix(".json").is_file() and _fits(path, notes):
+            return path
+    return None
+
+
+def keep_teacher(
+    path: Path,
+    teacher: nn.Module,
+    spec: NetworkSpec,
+    data: ImageData,
+    config: TeachConfig,
+    about: dict[str, Any],
+) -> None:
+    """Write a teacher (on the CPU) and its card, the card last: with it, the teacher is whole."""
+    rounded = copy.deepcopy(teacher)
+    size = sum(value.nbytes for value in teacher.state_dict().values())
+    report = evaluate(teacher, data.test, spec)
+    if size > SMALL:
+        _round(rounded)
+        again = evaluate(rounded, data.test, spec)
+        if again["accuracy"] == report["accuracy"]:
+            teacher, report = rounded, again
+    half = teacher is rounded
+    notes = _notes(data, config) | {"test_accuracy": f"{report['accuracy']:.4f}"}
+    save_network(path, teacher.half() if half else teacher, spec, notes)
+    card = {
+        "data": described(data),
+        "network": spec.network,
+        "seed": config.seed,
+        "epochs": config.epochs,
+        "test": report,
+        "stored_as": "float16" if half else "float32",
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        **about,
+    }
+    write_json(path.with_suffix(".json"), card)
+
+
+@torch.no_grad()
+def _round(network: nn.Module) -> None:
+    for value in network.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(value.half())
 
 
 def trained_student(
@@ -59,7 +153,7 @@ def trained_student(
     }
     stem = f"{_label(data)}_{preset.teacher}_{preset.student}_seed{seed}"
     names = (f"{stem}.safetensors", f"{stem}_generator.safetensors")
-    student_file, generator_file = (_find("students", name, notes) for name in names)
+    student_file, generator_file = (_find_student(name, notes) for name in names)
     generator = AttentionGenerator(data.size, data.channels, preset.method.generator)
     if student_file is None or generator_file is None:
         teacher, spec = trained_teacher(data, preset, seed)
@@ -71,6 +165,10 @@ def trained_student(
     return load_network(student_file)[0], generator.eval()
 
 
+def _notes(data: ImageData, config: TeachConfig) -> dict[str, str]:
+    return {"data": data.name, "config": repr(config)}
+
+
 def _label(data: ImageData) -> str:
     return f"{Path(data.name).stem}-{data.size}px"
 
@@ -79,11 +177,18 @@ def _kept(kind: str, name: str) -> Path:
     return data_root() / kind / name
 
 
-def _find(kind: str, name: str, notes: dict[str, str]) -> Path | None:
+def _stem(data: ImageData, network: str, config: TeachConfig) -> str:
+    return f"{_label(data)}_{network}_seed{config.seed}"
+
+
+def _find_student(name: str, notes: dict[str, str]) -> Path | None:
     """The shipped or kept file of that name, if it was made with the same settings."""
-    for path in (SHIPPED / kind / name, _kept(kind, name)):
-        if path.is_file():
-            found = read_metadata(path)
-            if all(found.get(key) == value for key, value in notes.items()):
-                return path
+    for path in (SHIPPED / "students" / name, _kept("students", name)):
+        if path.is_file() and _fits(path, notes):
+            return path
     return None
+
+
+def _fits(path: Path, notes: dict[str, str]) -> bool:
+    found = read_metadata(path)
+    return all(found.get(key) == value for key, value in notes.items())

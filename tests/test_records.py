@@ -33,7 +33,7 @@ def test_written_once_and_read_back(tmp_path):
     assert json.loads(path.read_text()) == RECORD
     with pytest.raises(InputError, match="never overwritten"):
         write_record(RECORD, tmp_path)
-    with pytest.raises(InputError, match="needs 'seed'"):
+    with pytest.raises(InputError, match="'seed': Field required"):
         write_record({k: v for k, v in RECORD.items() if k != "seed"}, tmp_path)
     with pytest.raises(InputError, match="no records of 'other'"):
         read_records("other", tmp_path)

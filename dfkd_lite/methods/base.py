@@ -13,6 +13,7 @@ from ..errors import check_range
 from ..kd import kl_divergence
 from ..msarc import MsarcLoss
 from ..networks import Layers, NetworkSpec, capture
+from ..parallel import mine
 
 Logs = dict[str, Tensor]
 
@@ -34,13 +35,16 @@ class Problem:
         return normalise(images, self.spec.mean, self.spec.std)
 
     def labels(self, count: int) -> Tensor:
-        """``count`` labels (B,) in random order, each class equally often up to one."""
+        """``count`` labels (B,) in random order, each class equally often up to one.
+
+        As of all that a method draws, each of several processes gets its own part.
+        """
         order = torch.randperm(count, generator=self.rng, device=self.device)
-        return order % self.spec.classes
+        return mine(order % self.spec.classes)
 
     def latents(self, count: int, z_dim: int) -> Tensor:
         """z ~ N(0, 1), (B, z_dim)."""
-        return torch.randn(count, z_dim, generator=self.rng, device=self.device)
+        return mine(torch.randn(count, z_dim, generator=self.rng, device=self.device))
 
 
 class Method:

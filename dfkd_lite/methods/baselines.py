@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..msarc import MsarcConfig
+from ..parallel import mine
 from .base import Logs, Method, SpatialMethod
 
 
@@ -30,7 +31,7 @@ class Noise(Method):
     def synthesise(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs]:
         problem = self.problem
         shape = (self.config.synthesis_batch, *problem.spec.image_shape)
-        pixels = torch.randn(shape, generator=problem.rng, device=problem.device)
+        pixels = mine(torch.randn(shape, generator=problem.rng, device=problem.device))
         mean, std = (
             torch.tensor(values, device=problem.device)[:, None, None]
             for values in (problem.spec.mean, problem.spec.std)
@@ -62,4 +63,4 @@ class Given(SpatialMethod):
             generator=self.problem.rng,
             device=self.problem.device,
         ).to(pool.device)
-        return pool[index].to(self.problem.device).float() / 255, {}
+        return pool[mine(index)].to(self.problem.device).float() / 255, {}

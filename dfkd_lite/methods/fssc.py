@@ -21,6 +21,7 @@ from ..generator import AttentionGenerator, GeneratorConfig
 from ..inversion import BatchNormLoss, adversarial_loss, class_loss
 from ..meta import MetaConfig, MetaLearner
 from ..msarc import MsarcConfig
+from ..parallel import mean, synchronise
 from .base import Logs, Problem, SpatialMethod
 
 
@@ -56,7 +57,7 @@ class Fssc(SpatialMethod):
         super().__init__(problem, config)
         spec = problem.spec
         generator = AttentionGenerator(spec.size, spec.channels, config.generator)
-        self.generator = placed(generator, problem.device)
+        self.generator = synchronise(placed(generator, problem.device))
         self.learner = MetaLearner(self.generator, config.meta)
         self.bn = BatchNormLoss(problem.teacher, config.bn_momentum) if config.bn_weight else None
 
@@ -117,6 +118,7 @@ class _Task:
     def __call__(self, generate: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
         images = generate(z)
         loss, logs = self.method.generator_loss(images, self.labels, self.student, self.warm_up)
-        if not self.images.numel() or loss.item() < self.best:
-            self.best, self.images, self.logs = loss.item(), images.detach(), logs
+        value = mean(loss.detach()).item()
+        if not self.images.numel() or value < self.best:
+            self.best, self.images, self.logs = value, images.detach(), logs
         return loss

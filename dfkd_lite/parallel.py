@@ -1,0 +1,158 @@
+"""One run on several processes: every batch is split, and every mean is taken over all of it.
+
+Started by ``accelerate launch -m dfkd_lite run ...`` (gloo on the CPU, NCCL on GPUs). Each process
+draws the same random numbers, works on its own part of each batch, and averages gradients,
+batch-norm statistics and losses with the others, so that a run is that of one process with the
+same total batch up to rounding. With a single process nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .errors import InputError
+
+
+def start(device: str = "auto") -> None:
+    """Join the other processes, if this one was started as one of several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
+        return
+    try:
+        from accelerate import PartialState
+    except ImportError:
+        raise InputError(
+            "Several processes need the package accelerate: pip install accelerate."
+        ) from None
+    # a day: while the first process trains a teacher, the others wait for it
+    PartialState(cpu=device == "cpu", timeout=timedelta(days=1))
+
+
+def count() -> int:
+    """How many processes work on this run."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this is; 0 is the one that measures, writes and reports."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    if count() > 1:
+        dist.barrier()
+
+
+def mine(batch: Tensor) -> Tensor:
+    """This process's part of a batch that all of them have drawn alike: (B, ...) -> (B / n, ...).
+
+    Raises:
+        InputError: the batch cannot be split evenly.
+    """
+    if len(batch) % count():
+        raise InputError(
+            f"A batch of {len(batch)} cannot be split among {count()} processes: give batch sizes "
+            f"that are multiples of {count()}."
+        )
+    return batch.chunk(count())[rank()]
+
+
+def gathered(batch: Tensor) -> Tensor:
+    """The parts of all processes in order: the inverse of :func:`mine`; no gradient."""
+    if count() == 1:
+        return batch
+    parts = [torch.empty_like(batch, memory_format=torch.contiguous_format) for _ in range(count())]
+    dist.all_gather(parts, batch.detach().contiguous())
+    return torch.cat(parts)
+
+
+def mean(x: Tensor) -> Tensor:
+    """The mean of ``x`` over the processes, with gradient (of any order) to each one's own."""
+    return x if count() == 1 else _Mean.apply(x)
+
+
+class _Mean(torch.autograd.Function):
+    """Each output is the mean of all inputs, so each input's gradient is that of all outputs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total / count()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Mean.apply(gradient)
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Give all processes the mean of their gradients, in one message."""
+    if count() == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= count()
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def pooled_statistics(mean_: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance (C,) of the whole batch from those of this process's part."""
+    if count() == 1:
+        return mean_, variance
+    both = mean(mean_)
+    return both, mean(variance + (mean_ - both).square())
+
+
+class SynchronisedBatchNorm2d(nn.BatchNorm2d):
+    """Batch-norm whose statistics in training are those of the whole batch, on any device.
+
+    (torch's own needs a GPU.)
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or count() == 1:
+            return super().forward(x)
+        local = torch.var_mean(x.float(), dim=(0, 2, 3), correction=0)
+        average, variance = pooled_statistics(local[1], local[0])
+        self._remember(average.detach(), variance.detach(), x.numel() // x.shape[1] * count())
+        scale = torch.rsqrt(variance + self.eps)
+        if self.affine:
+            scale = scale * self.weight
+            offset = self.bias - average * scale
+        else:
+            offset = -average * scale
+        return (x * scale[:, None, None] + offset[:, None, None]).to(x.dtype)
+
+    @torch.no_grad()
+    def _remember(self, average: Tensor, variance: Tensor, size: int) -> None:
+        if self.running_mean is None or self.running_var is None:
+            return
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        step = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(average, step)
+        self.running_var.lerp_(variance * (size / (size - 1)), step)
+
+
+def synchronise(network: nn.Module) -> nn.Module:
+    """Let every batch-norm of ``network`` see the whole batch, where there are several processes.
+
+    In place: names and weights stay.
+    """
+    if count() > 1:
+        for module in network.modules():
+            if type(module) is nn.BatchNorm2d:
+                module.__class__ = SynchronisedBatchNorm2d
+    return network

@@ -1,0 +1,210 @@
+"""One run of an experiment -> one record: teach or load, distil without data, measure, write."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import parallel
+from .checkpoint import save_network
+from .data import ImageData, load
+from .devices import resolve_device
+from .distill import Distillation
+from .errors import DivergedError, InputError
+from .evaluate import accuracy, evaluate, predict
+from .experiment import Run
+from .networks import NetworkSpec, build, count_parameters
+from .records import RECORDS, described, environment, peak_memory, plain, record_path, write_record
+from .signs import data_free_signs
+from .trained import taught
+from .viz import png, tile
+
+Watch = Callable[[Distillation, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where runs read and write, and on what.
+
+    ``data`` gives a path for a data set's name; ``records`` is the folder of finished runs,
+    ``work`` that of checkpoints and students. ``watch`` is called after each episode with the run
+    and its row of the history.
+    """
+
+    data: Mapping[str, str]
+    records: Path = RECORDS
+    work: Path = Path("runs")
+    device: str = "auto"
+    resume: bool = False
+    download: bool = False
+    progress: bool = True
+    watch: Watch | None = None
+
+    def folder(self, run: Run) -> Path:
+        """Checkpoints and student of one run."""
+        return self.work / run.experiment / run.name
+
+    def record(self, run: Run) -> Path:
+        """Where the run's record is, or will be."""
+        return record_path(run.experiment, run.name, self.records)
+
+
+def load_data(run: Run, place: Place) -> ImageData:
+    """The run's data under its own name, wherever it lies.
+
+    Raises:
+        InputError: it is not here; the message says how to give its path.
+    """
+    source = place.data.get(run.data, run.data)
+    try:
+        return replace(load(source, size=run.size, download=place.download), name=run.data)
+    except InputError as error:
+        hint = f"give its place with --data {run.data}=PATH" if source == run.data else source
+        raise InputError(f"The data of '{run.experiment}': {error} ({hint})") from None
+
+
+def teach_run(run: Run, place: Place, data: ImageData | None = None) -> tuple[Any, ...]:
+    """The run's teacher, its spec and its card: loaded, or trained and kept."""
+    data = data or load_data(run, place)
+    with threads(run.threads):
+        return taught(data, run.teacher, run.teach, place.device, place.progress)
+
+
+def execute(run: Run, place: Place) -> dict[str, Any]:
+    """Do ``run`` from where it stands and write its record, which is also returned.
+
+    A run that diverges leaves a record that says so. With ``place.resume`` a run that was cut off
+    goes on from its newest checkpoint, to the same result.
+
+    Raises:
+        InputError: the record exists; data or settings that cannot be used; a run that was cut
+            off, without ``resume``.
+    """
+    if place.record(run).exists():
+        raise InputError(f"{place.record(run)} exists, and records are never overwritten.")
+    where, started = environment(resolve_device(place.device)), _now()
+    begun = time.perf_counter()
+    data = load_data(run, place)
+    loaded = time.perf_counter() - begun
+    if parallel.rank() == 0:
+        teach_run(run, place, data)
+    parallel.wait()
+    teacher, spec, card = teach_run(run, place, data)
+    with threads(run.threads):
+        record = _distil(run, place, data, teacher, spec)
+    record |= {
+        "experiment": run.experiment,
+        "name": run.name,
+        "variant": run.variant,
+        "changes": run.changes,
+        "paper": run.paper,
+        "seed": run.seed,
+        "networks": {"teacher": run.teacher, "student": run.student, "method": run.method_name},
+        "data": described(data),
+        "settings": {
+            "teach": plain(run.teach),
+            "distill": plain(run.distill),
+            "method": plain(run.method),
+        },
+        "parameters": {
+            role: count_parameters(build(network, data.classes, data.channels, data.size))
+            for role, network in (("teacher", run.teacher), ("student", run.student))
+        },
+        "teacher": {key: card[key] for key in ("sha256", "stored_as", "environment")},
+        "environment": where | {"threads": run.threads},
+        "started": started,
+        "ended": _now(),
+        "peak_memory_bytes": peak_memory(),
+    }
+    taught_in = {"teach": card["seconds"]} if "seconds" in card else {}
+    record["seconds"] = {"load": loaded, **taught_in, **record["seconds"]}
+    if parallel.rank() == 0:
+        write_record(record, place.records)
+    parallel.wait()
+    return record
+
+
+def _distil(
+    run: Run, place: Place, data: ImageData, teacher: nn.Module, spec: NetworkSpec
+) -> dict[str, Any]:
+    """The part of the record that is measured."""
+    batch = run.method.synthesis_batch
+
+    def measure(student: nn.Module) -> dict[str, float]:
+        newest = distillation.pool.newest(batch)
+        signs = data_free_signs(teacher, student, newest, distillation.normalise(newest))
+        return {"accuracy": accuracy(*predict(student, data.test, spec.mean, spec.std)), **signs}
+
+    distillation = Distillation(
+        teacher, run.student, spec, run.distill, run.method, place.device, measure
+    )
+    folder, diverged = place.folder(run), None
+    try:
+        distillation.run(folder / "checkpoints", place.resume, place.progress, place.watch)
+    except DivergedError as error:  # that too is a result
+        diverged = str(error)
+    history = distillation.history
+    last = {"teacher": evaluate(distillation.teacher, data.test, spec)}
+    if diverged is None:
+        student = distillation.evaluated_student
+        last["student"] = evaluate(student, data.test, spec, distillation.teacher)
+        student_spec = replace(spec, network=run.student)
+        if parallel.rank() == 0:
+            save_network(folder / "student.safetensors", student, student_spec)
+    sheet = tile(distillation.pool.newest(batch)[:16].cpu(), columns=8)
+    return {
+        "seconds": phases(history),
+        "resumed_after": distillation.resumed_after,
+        "diverged": diverged,
+        "last": last,
+        "best_on_test": best_on_test(history),
+        "history": history,
+        "images_png": base64.b64encode(png(sheet, zoom=1)).decode(),
+    }
+
+
+def best_on_test(history: list[dict[str, float]]) -> dict[str, Any] | None:
+    """The best accuracy seen on the way. Whoever reports it has used the test images to choose."""
+    rows = [row for row in history if "accuracy" in row]
+    if not rows:
+        return None
+    best = max(rows, key=lambda row: row["accuracy"])
+    note = "chosen by looking at test images: not a result"
+    return {"accuracy": best["accuracy"], "episode": best["episode"], "note": note}
+
+
+def phases(history: list[dict[str, float]]) -> dict[str, float]:
+    """Seconds of the whole run by phase; a run that was cut off counts all its parts."""
+    total = sum(row["seconds"] for row in history)
+    synthesise = sum(row["seconds_synthesise"] for row in history)
+    measure = sum(row.get("seconds_measure", 0.0) for row in history)
+    return {
+        "distil": total,
+        "synthesise": synthesise,
+        "transfer": total - synthesise,
+        "measure": measure,
+    }
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """torch's threads on the CPU within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

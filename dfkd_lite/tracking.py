@@ -1,0 +1,67 @@
+"""A run as TensorBoard event files: losses and signs, the newest images, where both look."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from .cam import explain
+from .distill import Distillation
+from .errors import InputError
+from .networks import find_layers
+from .viz import cam_overlay, tile
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+IMAGES = 8  # how many of the newest are shown
+
+
+class TensorBoard:
+    """Call it after each episode with the run and its row of the history; close it at the end.
+
+    Everything in the row goes to a curve of its name. Whenever the row has an ``accuracy``, the
+    newest images and the activation maps of teacher and student at their last stage are added.
+
+    Raises:
+        InputError: the package tensorboard is not installed.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise InputError(
+                "--log tensorboard needs the package tensorboard: pip install tensorboard."
+            ) from None
+        self.writer: SummaryWriter = SummaryWriter(str(folder))
+
+    def __call__(self, run: Distillation, row: dict[str, float]) -> None:
+        episode = int(row["episode"])
+        for name, value in row.items():
+            if name != "episode":
+                self.writer.add_scalar(name, value, episode)
+        if "accuracy" in row:
+            self._pictures(run, episode)
+
+    def _pictures(self, run: Distillation, episode: int) -> None:
+        images = run.pool.newest(IMAGES)
+        self.writer.add_image("images", tile(images.cpu(), IMAGES), episode, dataformats="HWC")
+        maps = {}
+        for name, network in (("teacher", run.teacher), ("student", run.evaluated_student)):
+            layers = find_layers(network, run.spec.image_shape)
+            maps[name] = explain(network, run.normalise(images), layers)[1][-1]
+        figure = cam_overlay(images, maps)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+        self.writer.add_image("maps", pixels, episode, dataformats="HWC")
+        plt.close(figure)
+
+    def close(self) -> None:
+        """Write out what is held back."""
+        self.writer.close()
