@@ -16,8 +16,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from scipy import stats
 from torch import Tensor
 
 from . import parallel
@@ -190,17 +192,18 @@ def read_records(experiment: str, folder: str | Path = RECORDS) -> list[dict[str
 
 
 def read_variants(
-    names: Sequence[str], folder: str | Path = RECORDS
+    names: Sequence[str], experiment: str = "variants", folder: str | Path = RECORDS
 ) -> dict[str, list[dict[str, Any]]]:
-    """The records of ``benchmarks/variants.py``, by variant, in order of their seeds.
+    """The records of an experiment by variant, in order of their seeds.
 
-    All variants of a seed share its teacher. ``lite`` is the one in which nothing is changed.
+    All variants of a seed share its teacher. In the experiment ``variants``, ``lite`` is the one in
+    which nothing is changed.
 
     Raises:
         InputError: no records of a name; the nearest is offered.
     """
     found: dict[str, list[dict[str, Any]]] = {}
-    for record in read_records("variants", folder):
+    for record in read_records(experiment, folder):
         found.setdefault(record["variant"], []).append(record)
     return {
         name: sorted(found[choose("variant", name, found)], key=lambda record: record["seed"])
@@ -221,8 +224,42 @@ class Gaps:
             f"{gaps.mean():+.1f}{spread} points (n = {len(gaps)}, ahead in {int((gaps > 0).sum())})"
         )
 
+    @property
+    def clear(self) -> bool:
+        """Whether a difference may be claimed: both 95 % intervals of the mean leave out zero."""
+        if len(self.values) < 2:
+            return False
+        intervals = bootstrap_interval(self.values), t_interval(self.values)
+        return all(low > 0 or high < 0 for low, high in intervals)
 
-def paired(name: str, base: str = "lite", folder: str | Path = RECORDS) -> Gaps:
+
+def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean (Efron 1979), of at least two values.
+
+    With a handful of seeds it is too narrow, since it knows no spread beyond the values seen:
+    chapter 12 measures by how much. See it beside :func:`t_interval`.
+    """
+    found = stats.bootstrap(
+        (values,),
+        np.mean,
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Student's interval of the mean, of at least two values: right for normal values."""
+    low, high = stats.t.interval(
+        level, len(values) - 1, float(np.mean(values)), float(stats.sem(values)) or 1e-300
+    )
+    return float(low), float(high)
+
+
+def paired(
+    name: str, base: str = "lite", experiment: str = "variants", folder: str | Path = RECORDS
+) -> Gaps:
     """Last test accuracy of the students of one variant minus that of another, seed by seed.
 
     Runs that diverged have no last accuracy and are left out.
@@ -230,7 +267,7 @@ def paired(name: str, base: str = "lite", folder: str | Path = RECORDS) -> Gaps:
     Raises:
         InputError: no records of a name (the nearest is offered), or no seed in common.
     """
-    found = read_variants([name, base], folder)
+    found = read_variants([name, base], experiment, folder)
     ours, theirs = (
         {r["seed"]: r["last"]["student"]["accuracy"] for r in found[key] if not r["diverged"]}
         for key in (name, base)

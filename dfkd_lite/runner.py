@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -129,6 +130,8 @@ def execute(run: Run, place: Place) -> dict[str, Any]:
     record["seconds"] = {"load": loaded, **taught_in, **record["seconds"]}
     if parallel.rank() == 0:
         write_record(record, place.records)
+        # they hold the whole image pool; the record and the student are what is left of a run
+        shutil.rmtree(place.folder(run) / "checkpoints", ignore_errors=True)
     parallel.wait()
     return record
 

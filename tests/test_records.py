@@ -110,19 +110,19 @@ def test_variants_are_paired_by_seed(tmp_path):
             write_record(record | {"last": {"student": {"accuracy": value}}}, tmp_path)
     failed = RECORD | {"experiment": "variants", "name": "b_seed3", "variant": "b", "seed": 3}
     write_record(failed | {"diverged": "NaN", "last": {}}, tmp_path)
-    gaps = paired("a", "b", tmp_path)
+    gaps = paired("a", "b", folder=tmp_path)
     assert gaps.values == pytest.approx((-1, 3))  # seed 2 has one side only, seed 3 diverged
     assert str(gaps) == "+1.0 ± 2.8 points (n = 2, ahead in 1)"  # sqrt(2² + 2²) = 2.83
     with pytest.raises(InputError, match="No seed"):
-        paired("a", "c", tmp_path)
+        paired("a", "c", folder=tmp_path)
 
 
 def test_variants_come_by_name_in_order_of_their_seeds(tmp_path):
     for variant, seed in (("b", 10), ("b", 2), ("a", 0)):
         changes = {"experiment": "variants", "name": f"{variant}_seed{seed}", "seed": seed}
         write_record(RECORD | changes | {"variant": variant}, tmp_path)
-    found = read_variants(["b", "a"], tmp_path)
+    found = read_variants(["b", "a"], folder=tmp_path)
     assert [record["seed"] for record in found["b"]] == [2, 10]
     assert list(found) == ["b", "a"]
     with pytest.raises(InputError, match="variant called 'c'"):
-        read_variants(["c"], tmp_path)
+        read_variants(["c"], folder=tmp_path)
