@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from dfkd_lite.checkpoint import write_json
+from dfkd_lite.devices import mixed
 from dfkd_lite.distill import Distillation, DistillConfig, frozen
 from dfkd_lite.methods import FsscConfig
 from dfkd_lite.networks import NetworkSpec, build
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--precision", default="float32", help="or bfloat16, of both sides")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     options = parser.parse_args()
@@ -49,7 +51,9 @@ def main() -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     spec = NetworkSpec(options.teacher, 10, 3, options.size, (0.5,) * 3, (0.25,) * 3)
-    loop = DistillConfig(episodes=10, warm_up=1, batch_size=options.batch)
+    loop = DistillConfig(
+        episodes=10, warm_up=1, batch_size=options.batch, precision=options.precision
+    )
     method = FsscConfig(synthesis_batch=options.batch)
 
     def prepare(**changes: Any) -> Distillation:
@@ -107,7 +111,7 @@ def next_batch(run: Distillation) -> Tensor:
 
 
 def synthesis(run: Distillation) -> None:
-    with frozen(run.network):
+    with frozen(run.network), precision(run):
         run.running.synthesise(run.network, warm_up=False)
 
 
@@ -118,17 +122,23 @@ def bare_synthesis(run: Distillation) -> None:
         z = torch.randn(method.config.synthesis_batch, method.config.generator.z_dim)
         z = z.to(run._device).requires_grad_()
         method.generator.zero_grad()
-        with frozen(run.network):
+        with frozen(run.network), precision(run):
             images = method.generator(z)
             (run.teacher(images).sum() + run.network(images).sum()).backward()
 
 
 def bare_step(run: Distillation, images: Tensor) -> None:
     """Teacher forward, student forward and backward."""
-    with torch.no_grad():
+    with torch.no_grad(), precision(run):
         run.teacher(images)
     run.network.zero_grad()
-    run.network(images).sum().backward()
+    with precision(run):
+        loss = run.network(images).sum()
+    loss.backward()
+
+
+def precision(run: Distillation) -> torch.autocast:
+    return mixed(run._device, run.config.precision)
 
 
 if __name__ == "__main__":
