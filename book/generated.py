@@ -24,6 +24,11 @@ REFERENCE = (
         ("msarc", "image_pool", "distill", "methods", "presets", "teach", "trained"),
     ),
     (
+        "api-experiments",
+        "Package reference: experiments",
+        ("experiment", "runner", "records", "report", "cost", "parallel", "tracking"),
+    ),
+    (
         "api-tools",
         "Package reference: tools",
         (
@@ -31,7 +36,6 @@ REFERENCE = (
             "signs",
             "shortcut",
             "privacy",
-            "records",
             "shipped",
             "checkpoint",
             "export",

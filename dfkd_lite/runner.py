@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from . import parallel
-from .checkpoint import save_network
+from .checkpoint import save_network, save_weights
 from .data import ImageData, load
 from .devices import resolve_device
 from .distill import Distillation
@@ -163,6 +163,8 @@ def _distil(
         student_spec = replace(spec, network=run.student)
         if parallel.rank() == 0:
             save_network(folder / "student.safetensors", student, student_spec)
+            for name, module in distillation.running.modules().items():
+                save_weights(folder / f"{name}.safetensors", module, {"method": repr(run.method)})
     sheet = tile(distillation.pool.newest(batch)[:16].cpu(), columns=8)
     return {
         "seconds": phases(history),

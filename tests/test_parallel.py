@@ -25,6 +25,7 @@ from dfkd_lite import parallel
 from dfkd_lite.distill import DistillConfig, distill
 from dfkd_lite.errors import InputError
 from dfkd_lite.generator import GeneratorConfig
+from dfkd_lite.image_pool import ImagePool
 from dfkd_lite.inversion import BatchNormLoss
 from dfkd_lite.meta import KINDS, MetaConfig, MetaLearner
 from dfkd_lite.methods import FsscConfig
@@ -75,46 +76,52 @@ def assert_alike(found, expected, rtol=1e-10, atol=1e-12):
 # --- Parts and means ---------------------------------------------------------------------------
 
 
-def parts(x):
-    mine = parallel.mine(x.requires_grad_())
+def parts(layout):
+    x = normal(6, 3, 4, 2).contiguous(memory_format=layout).requires_grad_()
+    mine = parallel.mine(x)
     back = parallel.gathered(mine)
     return arrays({"mine": mine, "back": back}) | {"graph": np.array(back.requires_grad)}
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_parts_are_gathered_in_their_order(both, layout):
-    x = normal(6, 3, 4, 2).contiguous(memory_format=layout)
-    for rank, found in enumerate(both(parts, x)):
+    x = normal(6, 3, 4, 2)
+    for rank, found in enumerate(both(parts, layout)):
         np.testing.assert_array_equal(found["mine"], x[3 * rank : 3 * rank + 3])
         np.testing.assert_array_equal(found["back"], x)
         assert not found["graph"]
-    assert parallel.mine(x) is not None and torch.equal(parallel.mine(x), x)  # one process: all
+    assert torch.equal(parallel.mine(x), x)  # one process has it all
     assert parallel.gathered(x) is x
 
 
-def derivatives(x, weights):
-    """mean(x) and, of its third power, derivatives of order 1, 2, 3 along each process's weight."""
-    x = x[parallel.rank()].requires_grad_()
+def points_and_weights():
+    """A point for each process, and for each order of derivative and process a weight."""
+    return normal(PROCESSES, 5), normal(3, PROCESSES, 5, seed=2)
+
+
+def derivatives():
+    points, weights = points_and_weights()
+    x = points[parallel.rank()].requires_grad_()
     y = parallel.mean(x) ** 3
     found = {"mean": parallel.mean(x)}
-    for order, weight in enumerate(weights, start=1):
-        total = (weight[parallel.rank()] * y).sum()
+    for order, weight in enumerate(weights[:, parallel.rank()], start=1):
+        total = (weight * y).sum()
         (y,) = torch.autograd.grad(total, x, create_graph=True)
         found[f"order {order}"] = y
     return arrays(found)
 
 
 def test_mean_and_its_derivatives(both):
-    """Of sum_r w_r m^3, m the mean, by x_r: 3 w m^2 with w the mean of the weights; and so on."""
-    x, weights = normal(PROCESSES, 5), normal(3, PROCESSES, 5, seed=2)
-    m, (w1, w2, w3) = x.mean(0), weights.mean(1)
+    """sum_r w_r m^3, m the mean, by x_r is 3 w m^2, w the mean of the weights; and so on."""
+    points, weights = points_and_weights()
+    m, (w1, w2, w3) = points.mean(0), weights.mean(1)
     expected = {
         "mean": m,
         "order 1": 3 * w1 * m**2,
         "order 2": 6 * w1 * w2 * m,
         "order 3": 6 * w1 * w2 * w3,
     }
-    for found in both(derivatives, x, weights):
+    for found in both(derivatives):
         assert_alike(found, arrays(expected))
 
 
@@ -251,7 +258,7 @@ def small_teacher():
     """Frozen, with running statistics of its own; smooth, so that rounding stays rounding."""
     torch.manual_seed(5)
     body = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Conv2d(4, 4, 2), nn.BatchNorm2d(4)]
-    teacher = nn.Sequential(*body, nn.Tanh(), nn.Flatten(), nn.LazyLinear(3)).double()
+    teacher = nn.Sequential(*body, nn.Tanh(), nn.Flatten(), nn.Linear(4 * 9, 3)).double()
     teacher(2 * normal(50, 1, 6, 6) + 1)
     return teacher.eval().requires_grad_(False)
 
@@ -321,8 +328,10 @@ METHOD = FsscConfig(generator=GeneratorConfig(z_dim=8, width=8), synthesis_batch
 
 def distilled(meta):
     """Losses, student and pool of a run in which everything is float64."""
+    sample = ImagePool.sample
     torch.set_default_dtype(torch.float64)
     try:
+        ImagePool.sample = lambda *arguments: sample(*arguments).double()
         torch.manual_seed(5)
         teacher = build("wrn-10-1", 4, 1, 16)
         teacher(torch.randn(64, 1, 16, 16))
@@ -331,6 +340,7 @@ def distilled(meta):
             progress=False,
         )  # fmt: skip
     finally:
+        ImagePool.sample = sample
         torch.set_default_dtype(torch.float32)
     losses = {
         f"{name} {row['episode']}": torch.tensor(row[name], dtype=torch.float64)
