@@ -77,7 +77,8 @@ def evaluate(
 
     Returns:
         ``accuracy``, ``macro_f1``, ``auc`` (None where it does not apply), ``ece``, ``confusion``
-        (K lists of K counts); with a teacher also ``agreement``, ``kl_to_teacher`` (temperature 1,
+        (K lists of K counts), ``reliability`` (three lists: of 15 bins of confidence the images,
+        their summed confidence, the number that is right); with a teacher also ``agreement``, ``kl_to_teacher`` (temperature 1,
         nats) and ``mse_to_teacher`` (logits).
 
     Raises:
@@ -95,6 +96,7 @@ def evaluate(
         "auc": auc(logits, labels),
         "ece": expected_calibration_error(logits, labels),
         "confusion": confusion_matrix(logits, labels).tolist(),
+        "reliability": [sums.tolist() for sums in reliability(logits, labels)],
     }
     if teacher is not None:
         wanted, _ = predict(teacher, split, spec.mean, spec.std, batch_size)
@@ -146,14 +148,34 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -
     Raises:
         InputError: as :func:`accuracy`; fewer than 1 bin.
     """
+    _, confident, right = reliability(logits, labels, bins)
+    return ((right - confident).abs().sum() / len(labels)).item()
+
+
+def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
+    """What a reliability diagram is drawn from: per bin of confidence, three sums (bins,).
+
+    Returns:
+        The number of images, the sum of their largest probabilities, and the number that is right,
+        in bins (0, 1/bins], (1/bins, 2/bins], ... of the largest probability.
+
+    Raises:
+        InputError: as :func:`expected_calibration_error`.
+    """
     _check(logits, labels)
     check_range("bins", bins, low=1)
     confidence, predicted = logits.double().softmax(dim=1).max(dim=1)
-    gap = (predicted == labels).double() - confidence
-    # Bins are closed on the right, (lower, upper], so that a confidence of 1 has its bin.
     place = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    sums = torch.zeros(bins, dtype=gap.dtype, device=gap.device).index_add_(0, place, gap)
-    return (sums.abs().sum() / len(labels)).item()
+
+    def summed(values: Tensor) -> Tensor:
+        empty = torch.zeros(bins, dtype=torch.float64, device=values.device)
+        return empty.index_add_(0, place, values.double())
+
+    return (
+        summed(torch.ones_like(confidence)),
+        summed(confidence),
+        summed(predicted == labels),
+    )
 
 
 def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:

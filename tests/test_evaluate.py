@@ -31,6 +31,7 @@ from dfkd_lite.evaluate import (
     expected_calibration_error,
     macro_f1,
     predict,
+    reliability,
 )
 from dfkd_lite.networks import NetworkSpec, build
 
@@ -295,3 +296,14 @@ def test_logits_without_a_label_each_are_refused(measure) -> None:  # type: igno
 def test_bins_below_1_are_refused() -> None:
     with pytest.raises(InputError, match="bins"):
         expected_calibration_error(*outputs(), bins=0)
+
+
+def test_reliability_by_hand():
+    # largest probabilities 0.55 (right), 0.55 (wrong), 0.9 (right), in bins of a fifth
+    probabilities = torch.tensor([[0.55, 0.45], [0.45, 0.55], [0.1, 0.9]])
+    counts, confident, right = reliability(probabilities.log(), torch.tensor([0, 0, 1]), bins=5)
+    torch.testing.assert_close(counts, torch.tensor([0, 0, 2, 0, 1]).double())
+    torch.testing.assert_close(
+        confident, torch.tensor([0, 0, 1.1, 0, 0.9]).double(), rtol=1e-6, atol=1e-6
+    )
+    torch.testing.assert_close(right, torch.tensor([0, 0, 1, 0, 1]).double())
