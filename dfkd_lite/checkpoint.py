@@ -147,6 +147,15 @@ def _check_finite(name: str, weights: Mapping[str, Tensor], advice: str) -> None
             raise InputError(f"{name} has NaN or infinite numbers in '{key}'; {advice}.")
 
 
+def fingerprint(model: nn.Module) -> str:
+    """A checksum of a network's weights and statistics: the same for the same numbers."""
+    digest = hashlib.sha256()
+    for name, value in _plain(model.state_dict()).items():
+        digest.update(name.encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def save_network(
     path: str | Path, model: nn.Module, spec: NetworkSpec, extra: dict[str, str] | None = None
 ) -> None:

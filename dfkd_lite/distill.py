@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from . import parallel
-from .checkpoint import check_finite, open_run, save_checkpoint
+from .checkpoint import check_finite, fingerprint, open_run, save_checkpoint
 from .devices import PRECISIONS, mixed, placed, resolve_device, seeded
 from .errors import DivergedError, InputError, check_range, choose
 from .image_pool import ImagePool
@@ -102,6 +102,7 @@ class Distillation:
         config, spec = self.config, self.spec
         self._device = resolve_device(self.device)
         check_finite("The teacher", self.teacher)
+        self._teacher = fingerprint(self.teacher)
         self.teacher = placed(self.teacher, self._device).eval().requires_grad_(False)
         with seeded(config.seed):
             if isinstance(self.student, str):
@@ -271,7 +272,9 @@ class Distillation:
         self.resumed_after = [*found.state["resumed_after"], found.step]
 
     def _identity(self) -> str:
-        return f"{self.spec} | {self.config} | {self.method}"
+        """What a checkpoint must have in common with this run: all that its end depends on."""
+        student = {name: tuple(p.shape) for name, p in self.network.state_dict().items()}
+        return f"{self.spec} | {self.config} | {self.method} | {self._teacher} | {student}"
 
 
 def distill(

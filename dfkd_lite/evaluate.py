@@ -78,8 +78,8 @@ def evaluate(
     Returns:
         ``accuracy``, ``macro_f1``, ``auc`` (None where it does not apply), ``ece``, ``confusion``
         (K lists of K counts), ``reliability`` (three lists: of 15 bins of confidence the images,
-        their summed confidence, the number that is right); with a teacher also ``agreement``, ``kl_to_teacher`` (temperature 1,
-        nats) and ``mse_to_teacher`` (logits).
+        their summed confidence, the number that is right); with a teacher also ``agreement``,
+        ``kl_to_teacher`` (temperature 1, nats) and ``mse_to_teacher`` (logits).
 
     Raises:
         InputError: as :func:`predict`; a number of outputs that is not the spec's or the teacher's.

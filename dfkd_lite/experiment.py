@@ -8,28 +8,38 @@ name. ``data/experiments/`` has files to copy from.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import itertools
-import json
 import re
-import types
-import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from .distill import DistillConfig
 from .errors import InputError, choose
+from .experiment_file import (
+    AXES,
+    PARTS,
+    Cell,
+    Choices,
+    Data,
+    DataChoice,
+    File,
+    Paper,
+    Source,
+    Strict,
+    Where,
+    chosen,
+    parse,
+    settings_model,
+    unknown,
+)
 from .methods import METHODS
 from .networks import build
-from .presets import preset, replaced
+from .presets import PRESETS, preset, replaced
 from .shipped import SHIPPED, paper_table
 from .teach import TeachConfig
 
@@ -41,9 +51,6 @@ EXPERIMENTS = SHIPPED / "experiments"
 #: Methods that an experiment can name; "given" would need images.
 RUNNABLE = tuple(name for name in METHODS if name != "given")
 
-#: What can be varied besides settings.
-AXES = ("data", "teacher", "student", "pair", "method")
-
 
 @dataclass(frozen=True)
 class Run:
@@ -51,10 +58,10 @@ class Run:
 
     ``experiment`` is the file's name and the folder of the record, ``name`` the record's own;
     ``variant`` says what is special about it, the same for all seeds, and ``title`` says it in
-    words. ``data`` is the name or path
-    of the data, ``size`` its side in pixels (None: its own). ``threads`` are torch's on the CPU:
-    another number adds up in another order. ``paper`` is the paper's cell to set beside, if any:
-    ``table``, ``row``, ``column``, and what ``differs``.
+    words. ``data`` is the name or path of the data, ``size`` its side in pixels (None: its own).
+    ``threads`` are torch's on the CPU: another number adds up in another order. ``paper`` is the
+    paper's number to set beside, if any: ``table``, ``row``, ``column``, ``accuracy``, and what
+    ``differs``.
     """
 
     experiment: str
@@ -88,18 +95,17 @@ def read_experiment(path: str | Path) -> list[Run]:
         InputError: no such file (the nearest name is offered); something wrong in it, with the
             line.
     """
-    path = _found(path)
-    lines, content = _parse(path)
-    text = _as_json(path, content)
-    try:
-        file = _File.model_validate_json(text, strict=True)
-    except ValidationError as error:
-        raise InputError(_explained(path, lines, error)) from None
-    runs = list(_runs(path, lines, file))
-    names = [run.name for run in runs]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"{path}: two runs are called '{name}': give the cells other names.")
+    source = parse(_found(path))
+    file: File = source.validated(File, source.content, ())
+    _check_seeds(source, file)
+    _check_grid(source, file)
+    runs: list[Run] = []
+    for variant in _variants(source, file):
+        if any(run.variant == variant.name for run in runs):
+            raise source.refuse(
+                variant.where, f"two variants are called '{variant.name}': give another name."
+            )
+        runs += [variant.run(seed) for seed in file.seeds]
     return runs
 
 
@@ -120,212 +126,273 @@ def select(runs: list[Run], only: list[str]) -> list[Run]:
         values = [str(getattr(run, attribute)) for run in runs]
         runs = [run for run, v in zip(runs, values, strict=True) if v.lower() == value.lower()]
         if not runs:
-            choose(key, value, dict.fromkeys(values))
+            choose(key, value.lower(), dict.fromkeys(v.lower() for v in values))
     return runs
 
 
-# --- What a file may hold ----------------------------------------------------------------------
+# --- The file as a whole -----------------------------------------------------------------------
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+def _found(path: str | Path) -> Path:
+    given = Path(path)
+    known = {p.stem: p for p in sorted(EXPERIMENTS.glob("*.yaml"))}
+    try:
+        if given.is_file():
+            return given
+        if given.is_dir():
+            raise InputError(f"{given} is a folder: name one file.")
+    except (OSError, ValueError):  # a name that no file can have
+        raise InputError(f"There is no file {str(path)[:60]}...") from None
+    if given.suffix or len(given.parts) > 1:
+        near = difflib.get_close_matches(given.stem, known, n=1, cutoff=0.4)
+        hint = f" Did you mean {known[near[0]]}?" if near else ""
+        raise InputError(f"There is no file {given}.{hint}")
+    return known[choose("experiment", str(path), known)]
 
 
-def _partial(settings: type) -> type[BaseModel]:
-    """A model of some of a dataclass's fields, with their types."""
-    hints = typing.get_type_hints(settings)
-    names = [f.name for f in dataclasses.fields(settings) if f.name != "seed"]  # that is the run's
-    fields = {name: (_field(hints[name]), None) for name in names}
-    return create_model(settings.__name__, __base__=_Strict, **typing.cast(Any, fields))
+def _check_seeds(source: Source, file: File) -> None:
+    for number, seed in enumerate(file.seeds):
+        if seed in file.seeds[:number]:
+            raise source.refuse(("seeds", number), f"the seed {seed} is given twice.")
 
 
-def _field(hint: Any) -> Any:
-    """A dataclass becomes partial, also where it may be None; all else keeps its type."""
-    if dataclasses.is_dataclass(hint):
-        return _partial(typing.cast(type, hint))
-    if isinstance(hint, types.UnionType):
-        first, none = typing.get_args(hint)
-        return _field(first) | none
-    return hint
+def _check_grid(source: Source, file: File) -> None:
+    """Axes that exist, and do not say the same thing twice."""
+    for axis, values in file.grid.items():
+        where = ("grid", axis)
+        if axis not in AXES and axis.partition(".")[0] not in PARTS:
+            raise source.refuse(where, unknown(axis, [*AXES, *(f"{p}. ..." for p in PARTS)]))
+        if axis == "pair" and {"teacher", "student"} & set(file.grid):
+            raise source.refuse(where, "'pair' says teacher and student: leave the others out.")
+        inside = [other for other in file.grid if axis.startswith(f"{other}.")]
+        if inside:
+            later = max((where, ("grid", inside[0])), key=lambda place: source.lines[place])
+            raise source.refuse(later, f"'{axis}' is a part of '{inside[0]}': vary one of them.")
+        for number, value in enumerate(values):
+            if value in values[:number]:
+                raise source.refuse((*where, number), f"{axis}={value} is given twice.")
 
 
-@cache
-def _settings_model(method: str) -> type[BaseModel]:
-    return create_model(
-        "settings",
-        __base__=_Strict,
-        teach=(_partial(TeachConfig), None),
-        distill=(_partial(DistillConfig), None),
-        method=(_partial(METHODS[method].Config), None),
-    )
-
-
-class _Data(_Strict):
-    name: str
-    size: int | None = None
-
-
-def _data(text: str) -> _Data:
-    """``pathmnist@64``: a name and a size."""
-    name, at, size = text.rpartition("@")
-    return _Data(name=name, size=int(size)) if at and size.isdigit() else _Data(name=text)
-
-
-class _Paper(_Strict):
-    table: str
-    row: dict[str, str]
-    column: str = "paper"
-    differs: str = ""  # what is not as in the paper: resolution, version of the data
-
-
-class _Choices(_Strict):
-    """What the file as a whole and each cell can say."""
-
-    preset: str | None = None
-    data: Annotated[_Data, BeforeValidator(lambda v: _data(v) if isinstance(v, str) else v)] = (
-        Field(default=_Data(name=""))
-    )
-    teacher: str = ""
-    student: str = ""
-    method: str = ""
-    settings: dict[str, Any] = {}
-    paper: _Paper | None = None
-
-
-class _Cell(_Choices):
-    name: str
-
-
-class _File(_Choices):
-    about: str
-    seeds: list[int] = Field(min_length=1)
-    threads: int = Field(default=1, ge=1)
-    cells: list[_Cell] = Field(default=[])
-    grid: dict[str, list[Any]] = {}
-
-
-# --- From the file to runs ---------------------------------------------------------------------
-
-
-def _runs(path: Path, lines: dict[tuple, int], file: _File) -> Iterator[Run]:
-    cells: list[tuple[tuple, _Choices]] = [
+def _variants(source: Source, file: File) -> Iterator[_Variant]:
+    cells: list[tuple[Where, Choices | None]] = [
         (("cells", number), cell) for number, cell in enumerate(file.cells)
     ]
-    axes = [[(name, value) for value in values] for name, values in file.grid.items()]
-    for (where, cell), *point in itertools.product(cells or [((), file)], *axes):
-        at = _Place(path, lines, where)
-        for seed in file.seeds:
-            yield _run(at, path.stem, file, cell, dict(point), seed)
+    axes = [[(axis, n, v) for n, v in enumerate(values)] for axis, values in file.grid.items()]
+    for (where, cell), *point in itertools.product(cells or [((), None)], *axes):
+        yield _Variant(source, file, where, cell, {axis: (n, v) for axis, n, v in point})
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where in the file something was said, for messages."""
+# --- One variant -------------------------------------------------------------------------------
 
-    path: Path
-    lines: Mapping[tuple, int]
-    where: tuple
 
-    def refuse(self, message: str, *names: str) -> InputError:
-        """The message with the line of the innermost of ``names`` that the file has."""
-        keys = [key for key in self.lines if key and key[-1] in names]
-        inside = [key for key in keys if key[: len(self.where)] == self.where] or keys
-        line = self.lines[inside[0] if inside else self.where]
-        return InputError(f"{self.path}:{line}: {message}")
+class _Text(Strict):
+    value: str
 
-    def checked(self, make: Callable[[], Any]) -> Any:
-        """What ``make`` gives; what it refuses is refused with a line."""
+
+class _DataAxis(Strict):
+    value: DataChoice
+
+
+class _Variant:
+    """A cell at one point of the grid. Remembers where in the file each choice was made."""
+
+    def __init__(
+        self,
+        source: Source,
+        file: File,
+        where: Where,
+        cell: Choices | None,
+        point: dict[str, tuple[int, Any]],
+    ) -> None:
+        self.source, self.file, self.where, self.cell, self.point = source, file, where, cell, point
+        self.base = preset(self.choice("preset", "preset", PRESETS))
+        self.method = self.choice("method", "method", RUNNABLE)
+        self.data = self.data_choice()
+        self.networks = {role: self.network(role) for role in ("teacher", "student")}
+        self.leaves: dict[Where, Where] = {}  # a setting's place among the settings -> in the file
+        self.tree = self.settings()
+        self.paper = self.paper_cell()
+        words = [cell.name] if isinstance(cell, Cell) else []
+        words += [
+            str(value) if axis in AXES else f"{axis.rsplit('.', 1)[-1]}={value}"
+            for axis, (_, value) in point.items()
+        ]
+        self.words = words or [" > ".join(self.networks.values())]
+        self.name = "_".join(map(_slug, self.words))
+        if len(self.name) > 180:
+            raise source.refuse(where, "the name is too long for a file: give a shorter one.")
+
+    def run(self, seed: int) -> Run:
+        settings = METHODS[self.method].Config
+        kept = self.base.method if isinstance(self.base.method, settings) else settings()
+        return Run(
+            experiment=self.source.path.stem,
+            name=f"{self.name}_seed{seed}",
+            variant=self.name,
+            title=", ".join(self.words),
+            seed=seed,
+            data=self.data.name,
+            size=self.data.size,
+            **self.networks,
+            teach=self.part("teach", self.base.teach, seed),
+            distill=self.part("distill", self.base.distill, seed),
+            method=self.part("method", kept),
+            threads=self.file.threads,
+            changes=self.changes(),
+            paper=self.paper,
+        )
+
+    def said(self, name: str) -> tuple[Where, Any] | None:
+        """Where ``name`` is said for this variant, and what: in the grid, the cell or the file."""
+        if name in self.point:
+            number, value = self.point[name]
+            return ("grid", name, number), value
+        for where, choices in ((self.where, self.cell), ((), self.file)):
+            if choices is not None and choices.says(name):
+                return (*where, name), getattr(choices, name)
+        return None
+
+    def choice(self, name: str, kind: str, options: Mapping[str, Any] | tuple[str, ...]) -> str:
+        found = self.said(name)
+        if found is None:
+            return str(getattr(self.file, name))
+        where, value = found
+        text = self.source.validated(_Text, {"value": value}, where[:-1]).value
+        return chosen(self.source, where, kind, text, options)
+
+    def data_choice(self) -> Data:
+        found = self.said("data")
+        if found is None:
+            raise self.source.refuse((), "'data' is missing: name the data set.")
+        where, value = found
+        if isinstance(value, Data):
+            return value
+        return self.source.validated(_DataAxis, {"value": value}, where).value
+
+    def network(self, role: str) -> str:
+        if "pair" in self.point:
+            where, value = self.said("pair") or ((), "")
+            names = [part.strip() for part in str(value).split(">")]
+            if len(names) != 2 or not all(names):
+                raise self.source.refuse(
+                    where, f"{value!r} is not a pair: write teacher > student."
+                )
+            name = names[role == "student"]
+        else:
+            where, name = self.said(role) or ((), getattr(self.base, role))
+        if not isinstance(name, str) or not name:
+            raise self.source.refuse(where, f"'{role}' is {name!r}, not the name of a network.")
+        return self.checked(where, lambda: _existing(name))
+
+    def checked(self, where: Where, make: Callable[[], Any]) -> Any:
         try:
             return make()
         except InputError as error:
-            words = re.findall(r"[\w-]+", str(error))
-            raise self.refuse(str(error), *words) from None
+            raise self.source.refuse(where, str(error)) from None
+
+    # --- settings
+
+    def settings(self) -> dict[str, Any]:
+        """The file's, the cell's and the grid's settings, each checked where it stands."""
+        model = settings_model(self.method)
+        tree: dict[str, Any] = {}
+        for where, choices in (((), self.file), (self.where, self.cell)):
+            if choices is not None and choices.settings:
+                place = (*where, "settings")
+                checked = self.source.validated(model, choices.settings, place)
+                self.note(choices.settings, place, ())
+                tree = _merged(tree, checked.model_dump(exclude_unset=True))
+        for axis, (number, value) in self.point.items():
+            if axis not in AXES:
+                nested = _nested(axis, value)
+                where = ("grid", axis, number)
+                checked = self.checked_axis(model, nested, where)
+                self.note(value, where, tuple(axis.split(".")))
+                tree = _merged(tree, checked.model_dump(exclude_unset=True))
+        return tree
+
+    def checked_axis(self, model: Any, nested: dict[str, Any], where: Where) -> Any:
+        try:
+            return self.source.validated(model, nested, ())
+        except InputError as error:  # its line is that of the file: the grid has no such nesting
+            message = str(error).partition(": ")[2]
+            raise self.source.refuse(where, message) from None
+
+    def note(self, value: Any, where: Where, setting: Where) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                self.note(inner, (*where, key), (*setting, key))
+        else:
+            self.leaves[setting] = where
+
+    def part(self, name: str, settings: Any, seed: int | None = None) -> Any:
+        """The settings of one part with their changes; a refusal names the line to blame."""
+        changes = self.tree.get(name, {}) | ({} if seed is None else {"seed": seed})
+        try:
+            return replaced(settings, changes)
+        except InputError as error:
+            raise self.source.refuse(self.blamed(name, settings, str(error)), str(error)) from None
+
+    def blamed(self, name: str, settings: Any, message: str) -> Where:
+        """The change that is refused on its own, else one that the message names, else any."""
+        mine = {path[1:]: where for path, where in self.leaves.items() if path[0] == name}
+        for path, where in mine.items():
+            try:
+                replaced(settings, _nested(".".join(map(str, path)), _at(self.tree[name], path)))
+            except InputError as error:
+                if str(error) == message:
+                    return where
+        words = re.findall(r"\w+", message)
+        named = [where for path, where in mine.items() if path[-1] in words]
+        return [*named, *mine.values(), self.where][0]
+
+    def changes(self) -> dict[str, Any]:
+        """What the cell and the grid change in the file's settings."""
+        tree = self.cell.settings if self.cell is not None else {}
+        for axis, (_, value) in self.point.items():
+            if axis not in AXES:
+                tree = _merged(tree, _nested(axis, value))
+        return tree
+
+    # --- the paper's number
+
+    def paper_cell(self) -> dict[str, Any] | None:
+        found = self.said("paper")
+        if found is None:
+            return None
+        where, paper = found
+        assert isinstance(paper, Paper)
+        rows = self.checked((*where, "table"), lambda: paper_table(paper.table))
+        for key, value in paper.row.items():
+            chosen(self.source, (*where, "row", key), "column", key, rows[0])
+            known = {row[key] for row in rows}
+            chosen(self.source, (*where, "row", key), key, value, sorted(known))
+        chosen(self.source, (*where, "column"), "column", paper.column, rows[0])
+        fitting = [r for r in rows if all(r[key] == value for key, value in paper.row.items())]
+        if len(fitting) != 1:
+            what = f"{len(fitting)} rows of {paper.table} fit {paper.row}, not one."
+            raise self.source.refuse((*where, "row"), what)
+        number = fitting[0][paper.column]
+        try:
+            accuracy = float(number) / 100 if number else None
+        except ValueError:
+            accuracy = -1.0
+        if accuracy is not None and (not 0 < accuracy <= 1 or paper.column in _NOT_ACCURACIES):
+            what = f"the column '{paper.column}' does not hold accuracies."
+            raise self.source.refuse((*where, "column"), what)
+        return {**paper.model_dump(), "accuracy": accuracy}
 
 
-def _run(
-    at: _Place, experiment: str, file: _File, cell: _Choices, point: dict[str, Any], seed: int
-) -> Run:
-    said = {k: str(v) for k, v in point.items() if k in AXES}
-    if "pair" in said:
-        said["teacher"], arrow, said["student"] = map(str.strip, said["pair"].partition(">"))
-        if not arrow:
-            raise at.refuse(f"'{said['pair']}' is not a pair: write teacher > student.", "pair")
-    base = at.checked(partial(preset, cell.preset or file.preset or "lite"))
-    data = _data(said["data"]) if "data" in said else cell.data if cell.data.name else file.data
-    if not data.name:
-        raise at.refuse("'data' is missing: name the data set.", "about")
-    method = said.get("method") or cell.method or file.method or "fssc"
-    at.checked(partial(choose, "method", method, RUNNABLE))
-    changes = {k: v for k, v in point.items() if k not in AXES}
-    tree = _merged(file.settings, cell.settings if cell is not file else {}, _nested(changes))
-    _check_settings(at, method, tree)
-    default = METHODS[method].Config
-    settings = base.method if isinstance(base.method, default) else default()
-    networks = {
-        role: said.get(role) or getattr(cell, role) or getattr(file, role) or getattr(base, role)
-        for role in ("teacher", "student")
-    }
-    for network in networks.values():
-        at.checked(partial(_check_network, network))
-    words = [cell.name] if isinstance(cell, _Cell) else []
-    words += [str(v) if k in AXES else f"{k.rsplit('.', 1)[-1]}={v}" for k, v in point.items()]
-    words = words or [" > ".join(networks.values())]
-    variant = "_".join(map(_slug, words))
-    build = _Builder(at, tree, seed)
-    paper = cell.paper or file.paper
-    return Run(
-        experiment=experiment,
-        name=f"{variant}_seed{seed}",
-        variant=variant,
-        title=", ".join(words),
-        seed=seed,
-        data=data.name,
-        size=data.size,
-        **networks,
-        teach=build("teach", base.teach),
-        distill=build("distill", base.distill),
-        method=build("method", settings),
-        threads=file.threads,
-        changes=_merged(cell.settings if cell is not file else {}, _nested(changes)),
-        paper=None if paper is None else _checked_row(at, paper),
-    )
+_NOT_ACCURACIES = ("resolution", "classes", "lambda")
 
 
-@dataclass(frozen=True)
-class _Builder:
-    at: _Place
-    tree: dict[str, Any]
-    seed: int
-
-    def __call__(self, part: str, settings: Any) -> Any:
-        changes = dict(self.tree.get(part, {}))
-        if part != "method":
-            changes["seed"] = self.seed
-        return self.at.checked(partial(replaced, settings, changes))
-
-
-def _check_settings(at: _Place, method: str, tree: dict[str, Any]) -> None:
-    """Names and types of all settings, with the lines where they stand."""
+def _existing(name: str) -> str:
     try:
-        _settings_model(method).model_validate_json(json.dumps(tree), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        names = [str(part) for part in first["loc"]]
-        message = _sentence(first, "settings." + ".".join(names), _settings_model(method))
-        raise at.refuse(message, names[-1], ".".join(names)) from None
-
-
-def _checked_row(at: _Place, paper: _Paper) -> dict[str, Any]:
-    """``paper`` with the number found there: exactly one row fits, and the column exists."""
-    rows = at.checked(partial(paper_table, paper.table))
-    for key in paper.row:
-        at.checked(partial(choose, "column", key, rows[0]))
-    at.checked(partial(choose, "column", paper.column, rows[0]))
-    fitting = [r for r in rows if all(r[key] == value for key, value in paper.row.items())]
-    if len(fitting) != 1:
-        raise at.refuse(f"{len(fitting)} rows of {paper.table} fit {paper.row}, not one.", "paper")
-    number = fitting[0][paper.column]
-    return {**paper.model_dump(), "accuracy": float(number) / 100 if number else None}
+        with torch.device("meta"):  # nothing is allocated
+            build(name, classes=2)
+    except RuntimeError:
+        raise InputError(f"The network '{name}' is too large to be built.") from None
+    return name
 
 
 def _merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
@@ -335,119 +402,23 @@ def _merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in tree.items():
             old = result.get(key)
             both = isinstance(old, dict) and isinstance(value, dict)
-            result[key] = _merged(typing.cast(dict, old), value) if both else value
+            result[key] = _merged(old, value) if both else value  # type: ignore[arg-type]
     return result
 
 
-def _nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
-    """``{"method.beta": 0}`` as ``{"method": {"beta": 0}}``."""
-    result: dict[str, Any] = {}
-    for path, value in dotted.items():
-        tree: Any = value
-        for part in reversed(path.split(".")):
-            tree = {part: tree}
-        result = _merged(result, tree)
-    return result
+def _nested(dotted: str, value: Any) -> dict[str, Any]:
+    """``method.beta`` and 0 as ``{"method": {"beta": 0}}``."""
+    tree = value
+    for part in reversed(dotted.split(".")):
+        tree = {part: tree}
+    return tree
 
 
-def _check_network(name: str) -> None:
-    with torch.device("meta"):  # nothing is allocated
-        build(name, classes=2)
+def _at(tree: Any, path: Where) -> Any:
+    for part in path:
+        tree = tree[part]
+    return tree
 
 
 def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.=_-]+", "-", text.lower().replace(" > ", "_")).strip("-")
-
-
-# --- The file itself ---------------------------------------------------------------------------
-
-
-def _found(path: str | Path) -> Path:
-    given = Path(path)
-    if given.is_file():
-        return given
-    known = {p.stem: p for p in sorted(EXPERIMENTS.glob("*.yaml"))}
-    if given.suffix or len(given.parts) > 1:
-        near = difflib.get_close_matches(given.stem, known, n=1, cutoff=0.4)
-        hint = f" Did you mean {known[near[0]]}?" if near else ""
-        raise InputError(f"There is no file {given}.{hint}")
-    return known[choose("experiment", str(path), known)]
-
-
-def _parse(path: Path) -> tuple[dict[tuple, int], Any]:
-    """The line of every key and item, by its place in the file, and the content."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not a text file in UTF-8.") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}: this is not YAML ({error.problem}).") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: an experiment starts with 'about: ...', one name a line.")
-    return dict(_lines(path, node, ())), content
-
-
-def _lines(path: Path, node: Any, where: tuple) -> Iterator[tuple[tuple, int]]:
-    yield where, node.start_mark.line + 1
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if key.value in seen:
-                raise InputError(f"{path}:{line}: '{key.value}' is given twice.")
-            seen.add(key.value)
-            yield from _lines(path, value, (*where, key.value))
-            yield (*where, key.value), line
-    elif isinstance(node, yaml.SequenceNode):
-        for number, item in enumerate(node.value):
-            yield from _lines(path, item, (*where, number))
-
-
-def _as_json(path: Path, content: Any) -> str:
-    try:
-        return json.dumps(content)
-    except TypeError as error:
-        raise InputError(f"{path}: {error}; give text in quotes, numbers, lists.") from None
-
-
-def _explained(path: Path, lines: Mapping[tuple, int], error: ValidationError) -> str:
-    """The first thing wrong, with its line."""
-    first = error.errors()[0]
-    where = first["loc"]
-    while where not in lines:
-        where = where[:-1]
-    message = _sentence(first, ".".join(map(str, first["loc"])), _File)
-    return f"{path}:{lines[where]}: {message}"
-
-
-def _sentence(error: Any, name: str, model: type[BaseModel]) -> str:
-    if error["type"] == "missing":
-        return f"'{name}' is missing."
-    if error["type"] == "extra_forbidden":
-        *outer, wrong = error["loc"]
-        known = _names_at(model, outer)
-        near = difflib.get_close_matches(str(wrong), known, n=1, cutoff=0.4)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        return f"'{name}' is not known.{hint} Known here: {', '.join(known)}."
-    expected = error["msg"].removeprefix("Input should be ").removeprefix("a ")
-    return f"'{name}' is {error['input']!r}; expected: {expected}."
-
-
-def _names_at(model: type[BaseModel], outer: list) -> list[str]:
-    for part in outer:
-        if isinstance(part, str) and part in model.model_fields:
-            hint = model.model_fields[part].annotation
-            inside = [h for h in (hint, *_arguments(hint)) if isinstance(h, type)]
-            models = [h for h in inside if issubclass(h, BaseModel)]
-            model = models[0] if models else model
-    return list(model.model_fields)
-
-
-def _arguments(hint: Any) -> Iterator[Any]:
-    for argument in typing.get_args(hint):
-        yield argument
-        yield from _arguments(argument)

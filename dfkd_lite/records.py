@@ -183,12 +183,24 @@ def read_records(experiment: str, folder: str | Path = RECORDS) -> list[dict[str
     """All records of an experiment, in order of their names.
 
     Raises:
-        InputError: there are none.
+        InputError: there are none, or one of them is damaged.
     """
     paths = sorted((Path(folder) / experiment).glob("*.json"))
     if not paths:
         raise InputError(f"There are no records of '{experiment}' below {folder}.")
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    return [_read(path) for path in paths]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged or not a record ({error}): get it again.") from None
+    try:
+        check_record(record)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return record
 
 
 def read_variants(
@@ -218,7 +230,7 @@ class Gaps:
     values: tuple[float, ...]
 
     def __str__(self) -> str:
-        gaps = torch.tensor(self.values).double()
+        gaps = torch.tensor(self.values, dtype=torch.float64)
         spread = f" ± {gaps.std():.1f}" if len(gaps) > 1 else ""
         return (
             f"{gaps.mean():+.1f}{spread} points (n = {len(gaps)}, ahead in {int((gaps > 0).sum())})"
@@ -280,7 +292,8 @@ def paired(
 
 def summarise(records: Sequence[Mapping[str, Any]], metric: str, network: str) -> Summary:
     """``metric`` of ``network`` ("teacher", "student", ...) at the last step, over records."""
-    values = torch.tensor([record["last"][network][metric] for record in records]).double()
+    numbers = [record["last"][network][metric] for record in records]
+    values = torch.tensor(numbers, dtype=torch.float64)
     spread = values.std().item() if len(values) > 1 else 0.0
     return Summary(
         values.mean().item(), spread, values.min().item(), values.max().item(), len(values)

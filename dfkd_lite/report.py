@@ -48,7 +48,7 @@ class Row:
         failed = f", {self.diverged} diverged" if self.diverged else ""
         return (
             self.experiment,
-            self.title,
+            " ".join(self.title.split()),
             self.data,
             self.pair,
             f"{done} of {self.planned}{failed}",
@@ -58,27 +58,29 @@ class Row:
             _points(self.student, self.teacher.mean if self.teacher else None),
             f"{self.paper:.2%}" if self.paper is not None else "",
             _points(self.student, self.paper),
-            self.differs if self.paper is not None else "",
+            " ".join(self.differs.split()) if self.paper is not None else "",
         )
 
 
 def rows(runs: Sequence[Run], folder: str | Path = RECORDS) -> list[Row]:
     """One row for each variant of each experiment, in the order of ``runs``, measured or not."""
-    groups: dict[tuple[str, str], list[Run]] = {}
+    groups: dict[tuple[str, str], dict[str, Run]] = {}  # a run that is named twice counts once
     for run in runs:
-        groups.setdefault((run.experiment, run.variant), []).append(run)
+        groups.setdefault((run.experiment, run.variant), {})[run.name] = run
     records = {
         (record["experiment"], record["name"]): record
         for experiment in dict.fromkeys(run.experiment for run in runs)
         for record in _records(experiment, folder)
     }
-    return [_row(group, records) for group in groups.values()]
+    return [_row(list(group.values()), records) for group in groups.values()]
 
 
 def _row(group: list[Run], records: dict[tuple[str, str], dict[str, Any]]) -> Row:
     first = group[0]
     found = [records[key] for run in group if (key := (run.experiment, run.name)) in records]
-    ended = [record for record in found if not record["diverged"]]
+    ended = [record for record in found if not record.get("diverged")]
+    # beside its students' accuracy stands that of the same teachers
+    taught = [record for record in ended or found if "teacher" in record["last"]]
     return Row(
         experiment=first.experiment,
         variant=first.variant,
@@ -87,7 +89,7 @@ def _row(group: list[Run], records: dict[tuple[str, str], dict[str, Any]]) -> Ro
         pair=f"{first.teacher} > {first.student}",
         planned=len(group),
         diverged=len(found) - len(ended),
-        teacher=summarise(found, "accuracy", "teacher") if found else None,
+        teacher=summarise(taught, "accuracy", "teacher") if taught else None,
         student=summarise(ended, "accuracy", "student") if ended else None,
         paper=first.paper["accuracy"] if first.paper else None,
         differs=first.paper["differs"] if first.paper else "",
@@ -116,7 +118,7 @@ def markdown_table(table: Sequence[Row], columns: Sequence[str] = HEADINGS) -> s
             raise InputError(f"There is no column '{name}'. Known: {', '.join(HEADINGS)}.")
     places = [HEADINGS.index(name) for name in columns]
     lines = [list(columns), ["---"] * len(columns)]
-    lines += [[row.cells[place] for place in places] for row in table]
+    lines += [[row.cells[place].replace("|", "\\|") for place in places] for row in table]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -165,7 +167,7 @@ def write_html(table: Sequence[Row], path: str | Path) -> None:
 def figure(table: Sequence[Row]) -> go.Figure:
     """Student's accuracy with its standard deviation, and the paper's number, one line a row."""
     measured = [row for row in table if row.student]
-    labels = [f"{row.title} · {row.data}" for row in measured]
+    labels = [html.escape(f"{row.title} · {row.data} ({row.experiment})") for row in measured]
     ours = [row.student for row in measured if row.student]
     chart = go.Figure()
     chart.add_scatter(
@@ -194,10 +196,8 @@ def figure(table: Sequence[Row]) -> go.Figure:
 
 
 def _records(experiment: str, folder: str | Path) -> list[dict[str, Any]]:
-    try:
-        return read_records(experiment, folder)
-    except InputError:  # nothing measured yet
-        return []
+    measured = any((Path(folder) / experiment).glob("*.json"))
+    return read_records(experiment, folder) if measured else []
 
 
 def _mean(summary: Summary | None) -> str:

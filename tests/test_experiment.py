@@ -244,11 +244,15 @@ def test_axes_teacher_student_and_method(read):
         ("/home/me@work/images", "/home/me@work/images", None),
         ("/home/me@work/images@64", "/home/me@work/images", 64),
         ("a@16@32", "a@16", 32),
+        ("digits@²", "digits@²", None),  # a digit to str.isdigit(), but no number
     ],
 )
 def test_data_by_name_or_path_and_size(read, said, name, size):
     (run,) = read(f"about: x\ndata: {said}\nseeds: [0]\n")
     assert (run.data, run.size) == (name, size)
+    if not said.startswith("{"):
+        (run,) = read(f"about: x\nseeds: [0]\ngrid: {{data: [{said}]}}\n")
+        assert (run.data, run.size) == (name, size)
 
 
 def test_paper_s_cell_comes_with_its_number(read):
@@ -302,7 +306,7 @@ def test_line_ends_and_byte_order_mark_of_windows(read):
     ("key", BASE + "treads: 2\n", 4, "treads", "Did you mean 'threads'"),
     ("about", "data: digits\nseeds: [0]\nabuot: x\n", 3, "abuot", "Did you mean 'about'"),
     ("data", "about: x\nseeds: [0]\ndate: digits\n", 3, "date", "Did you mean 'data'"),
-    ("key of a cell", BASE + "cells:\n  - name: a\n    techer: wrn-16-1\n", 6, "Did you mean 'teach"),
+    ("key of a cell", BASE + "cells:\n  - name: a\n    techer: vgg-11\n", 6, "Did you mean 'teach"),
     ("name of a cell", BASE + "cells:\n  - teacher: wrn-16-1\n    nane: a\n", 6, "mean 'name'"),
     ("seeds in a cell", BASE + "cells:\n  - name: a\n    seeds: [1]\n", 6, "seeds"),
     ("key of data", "about: x\ndata: {name: a, sise: 8}\nseeds: [0]\n", 2, "mean 'size'"),
@@ -327,8 +331,8 @@ def test_line_ends_and_byte_order_mark_of_windows(read):
     ),
     (
         "setting of a cell",
-        BASE + "cells:\n  - name: a\n  - name: b\n    settings:\n      distill:\n        epsiodes: 3\n",
-        9,
+        BASE + "cells:\n  - name: a\n    settings:\n      distill:\n        epsiodes: 3\n",
+        8,
         "Did you mean 'episodes'",
     ),
     ("seed as a setting", BASE + "settings:\n  teach:\n    seed: 3\n", 6, "seed"),
@@ -408,8 +412,8 @@ def test_wrong_names_are_refused_with_line_and_nearest(refuse, text, line, said)
     ("no table", "row: {dataset: PathMNIST}", 4, "table"),
     ("all rows", "table: table4_medical\n  row: {}", 6, "3 rows"),
     ("five rows", "table: table2_benchmark\n  row: {dataset: CIFAR-10}", 6, "5 rows"),
-    ("row of numbers", "table: table6_lambda\n  row: {lambda: 0.01}\n  column: CIFAR-10", 6, "0.01"),
-    ("row of null", "table: table6_lambda\n  row: {lambda: null}\n  column: CIFAR-10", 6, "lambda"),
+    ("row of numbers", "table: table6_lambda\n  row: {lambda: 0.01}", 6, "0.01", "string"),
+    ("row of null", "table: table6_lambda\n  row: {lambda: null}", 6, "lambda", "string"),
     (
         "column of words",
         "table: table4_medical\n  row: {dataset: PathMNIST}\n  column: teacher",
@@ -457,6 +461,13 @@ def test_paper_that_is_not_a_mapping(refuse):
         "teach.lr",
     ),
     (
+        "file's, where a cell has the part",
+        BASE + "settings:\n  teach:\n    lr: high\n"
+        "cells:\n  - name: a\n    settings: {teach: {epochs: 3}}\n",
+        6,
+        "teach.lr",
+    ),
+    (
         "file's range, where a cell has the name",
         BASE + "settings:\n  teach:\n    lr: 0\n"
         "cells:\n  - name: a\n    settings:\n      distill:\n        lr: 0.1\n",
@@ -482,7 +493,7 @@ def test_paper_that_is_not_a_mapping(refuse):
         8,
         "lr",
     ),
-    ("method, after settings of the method", BASE + "settings:\n  method:\n    beta: 0\nmethod: x\n", 7),
+    ("method, after its settings", BASE + "settings:\n  method:\n    beta: 0\nmethod: x\n", 7),
     (
         "preset, after paper",
         BASE + "paper: {table: table4_medical, row: {dataset: PathMNIST}}\npreset: papper\n",
@@ -510,7 +521,8 @@ def test_paper_that_is_not_a_mapping(refuse):
         BASE + "cells:\n  - name: a\n    student: wrn-10-1\n  - name: b\n    student: wrn-9-1\n",
         8,
     ),
-    ("against a default of the preset", BASE + "settings: {distill: {episodes: 3}}\n", 4, "warm_up"),
+    ("against the preset's default", BASE + "settings: {distill: {episodes: 3}}\n", 4, "warm_up"),
+    ("axis against the default", BASE + "grid:\n  distill.episodes: [9, 3]\n", 5, "warm_up"),
     (
         "two settings against each other",
         BASE + "settings:\n  method:\n    meta: {kind: maml, optimiser: adam}\n",
@@ -533,24 +545,19 @@ def test_the_line_is_that_of_the_mistake(refuse, text, line, said):
     ("seeds of text", "seeds: ['0']\n", 2, "integer"),
     ("seeds of booleans", "seeds: [true]\n", 2, "integer"),
     ("seeds of floats", "seeds: [0.0]\n", 2, "integer"),
-    ("seeds of NaN", "seeds: [.nan]\n", 2, "integer"),
+    ("seeds of NaN", "seeds: [.nan]\n", 2, "finite"),
     ("seeds negative", "seeds: [0, -1]\n", 2, "-1"),
     ("seeds repeated", "seeds: [0, 1, 0]\n", 2, "seed"),
     ("seeds too large for torch", f"seeds: [{2**64}]\n", 2, str(2**64)),
     ("seeds of 5000 digits", f"seeds: [{'9' * 5000}]\n", 2),
-    ("threads none", "seeds: [0]\nthreads: 0\n", 3, "at least 1", "threads"),
+    ("threads none", "seeds: [0]\nthreads: 0\n", 3, "threads", "1"),
     ("threads boolean", "seeds: [0]\nthreads: true\n", 3, "integer"),
     ("threads float", "seeds: [0]\nthreads: 1.0\n", 3, "integer"),
     ("threads null", "seeds: [0]\nthreads:\n", 3, "integer"),
     ("threads beyond any machine", "seeds: [0]\nthreads: 10000000000\n", 3, "threads"),
 )
 def test_wrong_seeds_and_threads_are_refused(refuse, text, line, said):
-    said = [
-        "or equal to 1" if words == "at least 1" and "threads" in said else words for words in said
-    ]
-    refuse(
-        "{about: x, data: digits}\n" if not text else f"about: x\n{text}data: digits\n", line, *said
-    )
+    refuse(f"about: x\n{text}data: digits\n", line, *said)
 
 
 @cases(
@@ -573,7 +580,6 @@ def test_wrong_seeds_and_threads_are_refused(refuse, text, line, said):
     ("size negative", "about: x\ndata: {name: digits, size: -16}\nseeds: [0]\n", 2, "-16"),
     ("size boolean", "about: x\ndata: {name: digits, size: true}\nseeds: [0]\n", 2, "integer"),
     ("size float", "about: x\ndata: {name: digits, size: 16.0}\nseeds: [0]\n", 2, "integer"),
-    ("size a superscript", "about: x\ndata: digits@²\nseeds: [0]\n", 2, "digits@²"),
     ("preset a number", BASE + "preset: 3\n", 4, "preset", "string"),
     ("preset null", BASE + "preset:\n", 4, "preset"),
     ("preset empty", BASE + "preset: ''\n", 4, "preset"),
@@ -593,9 +599,9 @@ def test_wrong_choices_are_refused(refuse, text, line, said):
     ("NaN", "teach: {lr: .nan}", 5, "lr", "nan"),
     ("infinity", "teach: {lr: .inf}", 5, "lr", "inf"),
     ("minus infinity", "method: {beta: -.inf}", 5, "beta", "inf"),
-    ("number that is infinite", "teach: {lr: 1.0e+400}", 5, "lr", "inf"),
+    ("number that is infinite", "teach: {lr: 1.0e+400}", 5, "lr", "finite"),
     ("NaN deep inside", "method: {generator: {attention: {lam: .nan}}}", 5, "lam", "nan"),
-    ("NaN for a whole number", "teach: {epochs: .nan}", 5, "epochs", "integer"),
+    ("NaN for a whole number", "teach: {epochs: .nan}", 5, "epochs", "finite"),
     ("1e3", "teach: {epochs: 1e3}", 5, "'1e3'", "integer"),
     ("1e-3", "teach: {lr: 1e-3}", 5, "'1e-3'", "number"),
     ("boolean for a number", "teach: {lr: true}", 5, "lr", "number"),
@@ -678,7 +684,6 @@ def test_wrong_settings_of_noise_are_refused(refuse, text, line, said):
     ("data null", "grid:\n  data: [null]\n", 5, "data"),
     ("data empty", "grid:\n  data: ['']\n", 5, "data"),
     ("data of the wrong size", "grid:\n  data: [digits@7]\n", 5, "7", "8"),
-    ("data with a superscript", "grid:\n  data: [digits@²]\n", 5),
     ("teacher null", "grid:\n  teacher: [null]\n", 5, "teacher"),
     ("teacher empty", "grid:\n  teacher: ['']\n", 5, "teacher"),
     ("teacher a list", "grid:\n  teacher: [[wrn-16-1]]\n", 5, "teacher"),
@@ -882,7 +887,6 @@ def test_shipped_files_read(path):
         count *= len(values)
     assert len(runs) == len({run.name for run in runs}) == count
     assert {run.experiment for run in runs} == {path.stem}
-    assert [run.name for run in read_experiment(path.stem)] == [run.name for run in runs]
 
 
 def test_shipped_ablations_by_hand():

@@ -19,6 +19,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 
 from dfkd_lite import parallel
@@ -303,11 +304,10 @@ def learnt(kind, optimiser):
 )
 def test_meta_learning_is_that_of_the_whole_batch(both, kind, optimiser):
     expected = learnt(kind, optimiser)
-    start = small_generator().state_dict()
-    for name, value in small_generator().named_parameters():
-        assert np.abs(expected[f"0 {name}"] - start[name].numpy()).max() > 1e-3, value  # it learns
+    for name, before in small_generator().state_dict().items():
+        assert np.abs(expected[f"0 {name}"] - before.numpy()).max() > 1e-3, name  # it learns
     for found in both(learnt, kind, optimiser):
-        assert_alike(found, expected, rtol=1e-7, atol=1e-10)
+        assert_alike(found, expected, rtol=1e-9)
 
 
 # --- Whole runs --------------------------------------------------------------------------------
@@ -326,7 +326,7 @@ CONFIG = DistillConfig(
 METHOD = FsscConfig(generator=GeneratorConfig(z_dim=8, width=8), synthesis_batch=8, beta=0.1)
 
 
-def distilled(meta):
+def distilled(method):
     """Losses, student and pool of a run in which everything is float64."""
     sample = ImagePool.sample
     torch.set_default_dtype(torch.float64)
@@ -335,10 +335,7 @@ def distilled(meta):
         torch.manual_seed(5)
         teacher = build("wrn-10-1", 4, 1, 16)
         teacher(torch.randn(64, 1, 16, 16))
-        result = distill(
-            teacher, "wrn-10-1", SPEC, CONFIG, replace(METHOD, meta=meta), device="cpu",
-            progress=False,
-        )  # fmt: skip
+        result = distill(teacher, "wrn-10-1", SPEC, CONFIG, method, device="cpu", progress=False)
     finally:
         ImagePool.sample = sample
         torch.set_default_dtype(torch.float32)
@@ -352,15 +349,22 @@ def distilled(meta):
     return arrays({**losses, **result.student.state_dict(), **pool})
 
 
+MAML = MetaConfig(kind="maml", optimiser="sgd")
+# with these steps the halves of a batch would not choose the same step's images to keep
+RESTLESS = MetaConfig(kind="reptile", optimiser="sgd", steps=6, lr=10.0, lr_z=100.0, outer_lr=0.01)
+
+
 @pytest.mark.parametrize(
-    "meta", [MetaConfig(), MetaConfig(kind="maml", optimiser="sgd")], ids=lambda meta: meta.kind
+    "method",
+    [METHOD, replace(METHOD, meta=MAML), replace(METHOD, bn_weight=0.01, meta=RESTLESS)],
+    ids=lambda method: method.meta.kind,
 )
-def test_a_run_is_that_of_one_process(both, meta):
+def test_a_run_is_that_of_one_process(both, method):
     """The method's own generator, student and losses, as far as float64 can tell."""
-    expected = distilled(meta)
+    expected = distilled(method)
     assert {"cls 1", "bn 3", "adv 3", "kd 3", "msarc 3"} <= expected.keys()
-    for found in both(distilled, meta):
-        assert_alike(found, expected, rtol=1e-6, atol=1e-9)
+    for found in both(distilled, method):
+        assert_alike(found, expected, rtol=1e-8, atol=1e-10)
 
 
 EXPERIMENT = """\
@@ -392,8 +396,8 @@ def started(start, name, folder):
 
 
 def test_two_processes_of_accelerate_write_the_record_of_one(tmp_path):
-    """In float32; in the second episode Adam has made differences of rounding visible: another
-    number of threads changes ``adv`` by 2 %, ``cls`` by 0.4 %, all else by less."""
+    """In float32: by the second episode Adam has made rounding visible. Another layout in memory
+    changes ``adv`` by 3 %, ``cls`` by 0.4 %, the other losses and the student's statistics less."""
     pytest.importorskip("accelerate")
     launch = [
         Path(sys.executable).with_name("accelerate"), "launch", "--multi_gpu", "--num_machines",
@@ -412,3 +416,11 @@ def test_two_processes_of_accelerate_write_the_record_of_one(tmp_path):
         for name, rel in tolerance.items():
             assert other[name] == pytest.approx(row[name], rel=rel), (row["episode"], name)
     assert two["history"][0]["accuracy"] == pytest.approx(one["history"][0]["accuracy"], abs=0.005)
+    weights, others = (
+        load_file(tmp_path / name / "work" / "split" / one["name"] / "student.safetensors")
+        for name in ("one", "two")
+    )
+    assert weights.keys() == others.keys()
+    for name in [name for name in weights if name.endswith("running_var")]:
+        apart, moved = (weights[name] - others[name]).norm(), (weights[name] - 1).norm()
+        assert apart < 0.05 * moved, name

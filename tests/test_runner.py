@@ -173,6 +173,17 @@ def copied(folder: Path, to: Path) -> Path:
     return Path(shutil.copytree(folder, to, dirs_exist_ok=True))
 
 
+@pytest.fixture
+def ready(whole, tmp_path):
+    """Lays an experiment whose teacher is there already."""
+
+    def laid(*about, **content) -> Path:
+        copied(whole / "data", tmp_path / "data")
+        return lay(tmp_path, *about, **content)
+
+    return laid
+
+
 # --- What a record holds -----------------------------------------------------------------------
 
 
@@ -252,11 +263,16 @@ def test_seconds_add_up(whole):
     assert phases(rows) == {"distil": 12, "synthesise": 5, "transfer": 7, "measure": 1}
 
 
-def test_the_newest_images_are_kept(whole):
-    picture = Image.open(io.BytesIO(base64.b64decode(record_of(whole)["images_png"])))
-    state = torch.load(work_of(whole) / f"checkpoints/step-{EPISODES:06d}/state.pt")
-    pixels = state["pool"]["pixels"][: state["pool"]["added"]].permute(0, 3, 1, 2)
-    assert np.array_equal(np.asarray(picture), tile(pixels[-16:], columns=8))
+def test_the_newest_images_are_kept_as_a_picture(cut_off, tmp_path, monkeypatch, whole):
+    copied(cut_off, tmp_path)
+    monkeypatch.setenv("DFKD_DATA", f"{tmp_path}/data")
+    pools = []
+    run, place = run_and_place(tmp_path, resume=True, watch=lambda d, row: pools.append(d.pool))
+    record = execute(run, place)
+    assert json.loads(json.dumps(plain(record))) == record_of(tmp_path)
+    assert result(tmp_path) == result(whole)
+    sheet = Image.open(io.BytesIO(base64.b64decode(record["images_png"])))
+    assert np.array_equal(np.asarray(sheet), tile(pools[-1].newest(16), columns=8))
 
 
 def test_same_seed_same_bits_whatever_was_drawn_before(whole, tmp_path):
@@ -268,7 +284,7 @@ def test_same_seed_same_bits_whatever_was_drawn_before(whole, tmp_path):
 
 
 def test_another_seed_gives_other_bits(whole, tmp_path):
-    lay(tmp_path, seeds=[8])
+    lay(tmp_path, {"episodes": 2}, seeds=[8])
     assert dfkd(tmp_path) == 0
     record = record_of(tmp_path, NAME.replace("seed7", "seed8"))
     assert record["teacher"]["sha256"] != record_of(whole)["teacher"]["sha256"]
@@ -310,14 +326,19 @@ def test_a_record_that_appears_meanwhile_is_not_overwritten(cut_off, tmp_path, m
 # --- Killed, and gone on -----------------------------------------------------------------------
 
 
+def environment() -> dict[str, str]:
+    """For processes that import the package that is tested here."""
+    search = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": search}
+
+
 def started(folder: Path, *more: str) -> subprocess.Popen:
     """``python -m dfkd_lite`` as a process of its own."""
-    search = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with open(folder / "log", "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "dfkd_lite", *command(folder, *more)],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": search, "DFKD_DATA": f"{folder}/data"},
+            env=environment() | {"DFKD_DATA": f"{folder}/data"},
             stdout=log,
             stderr=log,
         )
@@ -347,31 +368,31 @@ def test_killed_process_goes_on_to_the_same_record(whole, tmp_path, capsys):
     said = capsys.readouterr().err
     assert f"already holds a run (at step {at}): continue it with resume=True (--resume)" in said
     assert step_of(tmp_path) == at
-    assert started(tmp_path, "--resume").wait(120) == 0
+    assert dfkd(tmp_path, "--resume") == 0
     assert result(tmp_path) == result(whole)
     assert record_of(tmp_path)["resumed_after"] == [at]
-    assert clean(tmp_path)
+    assert not beside_results(tmp_path, killed=True)
 
 
-def clean(folder: Path) -> bool:
-    """Nothing is left beside the results but what no run ever looks at."""
+def beside_results(folder: Path, killed: bool = False) -> list[str]:
+    """What lies below ``folder`` beside the results; after a kill, but for what no run looks at."""
+    stem, work = teacher_of(folder).stem, f"work/small/{NAME}"
+    wanted = [f"data/teachers/{stem}.{ending}" for ending in ("safetensors", "json")]
+    wanted += [f"{work}/{network}.safetensors" for network in ("student", "generator")]
+    wanted += [f"records/small/{NAME}.json", "small.yaml", "mine.npz", "log"]
     names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-    stem = teacher_of(folder).stem
-    last = f"work/small/{NAME}/checkpoints/step-{EPISODES:06d}"
-    wanted = [f"{last}/{file}" for file in ("manifest.json", "state.pt")]
-    wanted += [f"{last}/{network}.safetensors" for network in ("student", "generator")]
-    wanted += [f"work/small/{NAME}/student.safetensors", f"records/small/{NAME}.json"]
-    wanted += [f"data/teachers/{stem}.{ending}" for ending in ("safetensors", "json")]
-    wanted += ["small.yaml", "mine.npz"]
-    left = [name for name in names if not name.endswith(".tmp") and name != "log"]
-    left = [name for name in left if not name.startswith(f"data/checkpoints/{stem}/")]
-    assert sorted(left) == sorted(wanted)
-    return True
+    assert set(wanted) - {"log"} <= set(names)
+    if killed:
+        finished = (f"data/checkpoints/{stem}/", f"{work}/checkpoints/")
+        names = [n for n in names if not n.startswith(finished) and not n.endswith(".tmp")]
+    return [name for name in names if name not in wanted]
 
 
 DRIVER = """
 import json, os, random, signal, sys, time
 from pathlib import Path
+
+import torch._dynamo  # optimisers import it: once for all children
 
 from dfkd_lite import checkpoint, cli
 
@@ -394,8 +415,13 @@ def die_at(n):
     checkpoint._write_synced = wrap(checkpoint._write_synced, half_written)
     checkpoint.shutil.rmtree = wrap(checkpoint.shutil.rmtree)
 
+def steps(folder):
+    # checkpoints of the teacher and of the run
+    patterns = ("data/checkpoints/*/step-*", "work/*/*/checkpoints/step-*")
+    return {path for pattern in patterns for path in Path(folder).glob(pattern)}
+
 def attempt(folder, command, operation=None, seconds=None):
-    child = os.fork()
+    before, child = steps(folder), os.fork()
     if child == 0:
         os.environ["DFKD_DATA"] = f"{folder}/data"
         log = os.open(f"{folder}/log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -404,39 +430,48 @@ def attempt(folder, command, operation=None, seconds=None):
         if operation is not None:
             die_at(operation)
         os._exit(cli.main(command))
-    if seconds is not None:
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
-
-def newest(work):
-    return max((int(path.name[5:]) for path in work.glob("*/*/checkpoints/step-*")), default=0)
+    while seconds is not None:  # after the next checkpoint
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if steps(folder) - before:
+            time.sleep(seconds)
+            os.kill(child, signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 found = []
-for seed, (folder, command, duration) in enumerate(json.loads(sys.argv[1])):
-    moments, kills, seen, code = random.Random(seed), 0, [], None
-    while code is None and kills < 50:
-        seen.append(newest(Path(folder) / "work"))
-        if duration is None:
-            code = attempt(folder, command, operation=moments.randint(5, 70))
+for seed, (folder, command, by_time) in enumerate(json.loads(sys.argv[1])):
+    moments, kills, seen, code = random.Random(seed), 0, [], -signal.SIGKILL
+    while code == -signal.SIGKILL and kills < 30:
+        if not (Path(folder) / "records").exists():
+            work = Path(folder).glob("work/*/*/checkpoints/step-*")
+            seen.append(max((int(path.name[5:]) for path in work), default=0))
+        if by_time:
+            code = attempt(folder, command, seconds=moments.uniform(0, 0.3))
         else:
-            code = attempt(folder, command, seconds=moments.uniform(0, duration))
-        kills += code is None
+            code = attempt(folder, command, operation=moments.randint(10, 90))
+        kills += code == -signal.SIGKILL
     found.append({"code": code, "kills": kills, "seen": seen})
 print(json.dumps(found))
 """
 
 
+BY_TIME = (False, True)
+
+
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
     """Runs killed again and again, at writes and at moments drawn from a seed, until they end."""
-    folders = [lay(tmp_path_factory.mktemp("killed")) for _ in range(4)]
-    tasks = [(str(f), command(f, "--resume"), d) for f, d in zip(folders, [None] * 3 + [2.0])]
-    search = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    folders = [lay(tmp_path_factory.mktemp("killed")) for _ in BY_TIME]
+    tasks = [
+        (str(folder), command(folder, "--resume"), by_time)
+        for folder, by_time in zip(folders, BY_TIME, strict=True)
+    ]
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, json.dumps(tasks)],
-        env={**os.environ, "PYTHONPATH": search},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=300,
@@ -445,16 +480,16 @@ def killed(tmp_path_factory):
     return list(zip(folders, json.loads(done.stdout), strict=True))
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to kill quickly")
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to start often")
+@pytest.mark.parametrize("number", range(len(BY_TIME)))
 def test_killed_again_and_again_ends_in_the_same_record(whole, killed, number):
     folder, found = killed[number]
     assert found["code"] == 0, (folder / "log").read_text()[-2000:]
-    assert found["kills"] >= (3 if number < 3 else 1)
+    assert found["kills"] >= 3
     assert result(folder) == result(whole)
     # every step from which it went on, once
     assert record_of(folder)["resumed_after"] == sorted(set(found["seen"]) - {0})
-    assert clean(folder)
+    assert not beside_results(folder, killed=True)
 
 
 def test_ctrl_c_says_how_to_go_on(cut_off, tmp_path, whole, capsys):
@@ -466,23 +501,34 @@ def test_ctrl_c_says_how_to_go_on(cut_off, tmp_path, whole, capsys):
     assert record_of(tmp_path)["resumed_after"] == [3, 4] and result(tmp_path) == result(whole)
 
 
-def test_cut_off_after_the_last_episode_measures_what_is_there(whole, tmp_path):
-    copied(whole, tmp_path)
-    shutil.rmtree(tmp_path / "records")
-    (work_of(tmp_path) / "student.safetensors").unlink()
+def test_cut_off_after_the_last_episode_measures_what_is_there(
+    cut_off, tmp_path, whole, monkeypatch
+):
+    copied(cut_off, tmp_path)
+
+    def interrupt(network, split, spec, teacher=None):
+        if teacher is not None:  # the student's turn
+            raise KeyboardInterrupt
+        return original(network, split, spec)
+
+    original = runner.evaluate
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "evaluate", interrupt)
+        assert dfkd(tmp_path, "--resume") == 130
+    assert step_of(tmp_path) == EPISODES and not (tmp_path / "records").exists()
     assert dfkd(tmp_path) == 2
     assert dfkd(tmp_path, "--resume") == 0
     assert result(tmp_path) == result(whole)
-    assert record_of(tmp_path)["resumed_after"] == [EPISODES]
+    assert record_of(tmp_path)["resumed_after"] == [3, EPISODES]
+    assert not beside_results(tmp_path)
 
 
 def test_a_teacher_that_was_cut_off_is_gone_on_with(unlearned, tmp_path, whole):
     copied(unlearned, tmp_path)
     (begun,) = (tmp_path / "data/checkpoints").glob("*/step-*")
     assert begun.name == "step-000002"
-    assert dfkd(tmp_path) == 0
-    assert result(tmp_path) == result(whole)
-    assert record_of(tmp_path)["resumed_after"] == [] and clean(tmp_path)
+    assert dfkd(tmp_path, "--teachers") == 0
+    assert teacher_of(tmp_path).read_bytes() == teacher_of(whole).read_bytes()
     assert not list((tmp_path / "data/checkpoints").iterdir())
 
 
@@ -568,11 +614,10 @@ def test_a_checkpoint_of_other_settings_is_refused(cut_off, tmp_path, capsys, se
     assert not (tmp_path / "records").exists() and step_of(tmp_path) == 3
 
 
-@pytest.mark.parametrize("networks", [{"student": "wrn-10-2"}, {"teacher": "wrn-16-1"}])
-def test_a_checkpoint_of_other_networks_is_refused(tmp_path, capsys, networks):
-    cells = [{"name": "one", "teacher": "wrn-10-1", "student": "wrn-10-1"}]
-    stopped(lay(tmp_path, cells=cells), "step", 3)
-    changed(tmp_path, cells=[cells[0] | networks])
+def test_a_checkpoint_of_another_student_is_refused(cut_off, tmp_path, capsys):
+    copied(cut_off, tmp_path)
+    changed(tmp_path, student="wrn-10-2")
+    work_of(tmp_path).rename(tmp_path / "work/small/wrn-10-1_wrn-10-2_seed7")
     assert dfkd(tmp_path, "--resume") == 2
     assert "is of a run with other settings" in capsys.readouterr().err
 
@@ -590,41 +635,61 @@ def test_a_checkpoint_of_other_data_is_refused(cut_off, tmp_path, capsys):
 # --- A full disk -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("place", "step"),
-    [
-        ("data/checkpoints/*/.step-000002.tmp/state.pt", 0),
-        ("data/teachers/.*.safetensors.*.tmp", 0),
-        ("data/teachers/.*.json.*.tmp", 0),
-        ("work/small/*/checkpoints/.step-000001.tmp/student.safetensors", 0),
-        ("work/small/*/checkpoints/.step-000004.tmp/manifest.json", 3),
-        ("work/small/*/.student.safetensors.*.tmp", EPISODES),
-        ("records/small/.*.json.*.tmp", EPISODES),
-    ],
-)
-def test_a_full_disk_is_named_and_the_run_goes_on(
-    whole, tmp_path, capsys, monkeypatch, place, step
-):
-    lay(tmp_path)
-    real, failed = checkpoint._write_synced, []
+def test_a_full_disk_is_named_and_the_run_goes_on(cut_off, tmp_path, monkeypatch, whole, capsys):
+    copied(cut_off, tmp_path)
+    work, after = f"work/small/{NAME}", [3]
+    for place, step in (
+        (f"{work}/checkpoints/.step-000004.tmp/student.safetensors", 3),
+        (f"{work}/checkpoints/.step-000005.tmp/manifest.json", 4),
+        (f"{work}/.student.safetensors.*.tmp", EPISODES),
+        (f"{work}/.generator.safetensors.*.tmp", EPISODES),
+        (f"records/small/.{NAME}.json.*.tmp", EPISODES),
+    ):
+        with monkeypatch.context() as patch:
+            fails_at(patch, f"{tmp_path}/{place}")
+            assert dfkd(tmp_path, "--resume") == 2
+        said = capsys.readouterr().err
+        assert "could not be saved: the disk is full; free some space" in said
+        assert "What was saved before is untouched." in said
+        assert step_of(tmp_path) == step and not list(tmp_path.rglob("*.tmp"))
+        assert not list(tmp_path.glob("records/*/*"))
+        after.append(step)
+    assert dfkd(tmp_path, "--resume") == 0
+    assert result(tmp_path) == result(whole) and not beside_results(tmp_path)
+    assert record_of(tmp_path)["resumed_after"] == sorted(set(after))
+
+
+def fails_at(patch: pytest.MonkeyPatch, pattern: str) -> None:
+    """The disk is full in the middle of the files whose paths fit the pattern."""
+    real = checkpoint._write_synced
 
     def full(path, content):
-        if path.match(f"{tmp_path}/{place}"):
+        if path.match(pattern):
             path.write_bytes(content[: len(content) // 2])
-            failed.append(path)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(path, content)
 
-    monkeypatch.setattr(checkpoint, "_write_synced", full)
-    assert dfkd(tmp_path) == 2 and len(failed) == 1
-    said = capsys.readouterr().err
-    assert "could not be saved: the disk is full; free some space" in said
-    assert "What was saved before is untouched." in said
-    assert step_of(tmp_path) == step and not list(tmp_path.rglob("*.tmp"))
-    monkeypatch.setattr(checkpoint, "_write_synced", real)
-    assert dfkd(tmp_path, "--resume") == 0
-    assert result(tmp_path) == result(whole) and clean(tmp_path)
-    assert record_of(tmp_path)["resumed_after"] == ([step] if step else [])
+    patch.setattr(checkpoint, "_write_synced", full)
+
+
+def test_a_disk_that_fills_up_while_the_teacher_learns(
+    unlearned, tmp_path, monkeypatch, whole, capsys
+):
+    copied(unlearned, tmp_path)
+    for place, step in (
+        ("data/checkpoints/*/.step-000003.tmp/state.pt", 2),
+        ("data/teachers/.*.safetensors.*.tmp", 3),
+        ("data/teachers/.*.json.*.tmp", 3),
+    ):
+        with monkeypatch.context() as patch:
+            fails_at(patch, f"{tmp_path}/{place}")
+            assert dfkd(tmp_path) == 2
+        said = capsys.readouterr().err
+        assert "could not be saved: the disk is full; free some space" in said
+        assert checkpoint_in(tmp_path).name == f"step-{step:06d}"
+        assert not list(tmp_path.rglob("*.tmp"))
+    assert dfkd(tmp_path, "--teachers") == 0
+    assert teacher_of(tmp_path).read_bytes() == teacher_of(whole).read_bytes()
 
 
 @pytest.fixture
@@ -656,18 +721,34 @@ def fill(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("log", [[], ["--log", "tensorboard"]], ids=["plain", "log"])
-def test_a_disk_that_is_really_full(cut_off, unlearned, small_disk, whole, capsys, log):
-    for begun in (unlearned, cut_off):
-        folder = copied(begun, small_disk / begun.name)
-        before = everything(checkpoint_in(folder))
-        filler = fill(small_disk)
-        assert dfkd(folder, "--resume", *log) == 2
-        assert "the disk is full; free some space" in capsys.readouterr().err
-        assert everything(checkpoint_in(folder)) == before
-        filler.unlink()
-        assert dfkd(folder, "--resume", *log) == 0
-        assert result(folder) == result(whole)
+def test_a_disk_that_is_really_full(cut_off, small_disk, whole, capsys, log):
+    folder = copied(cut_off, small_disk / "run")
+    before = everything(checkpoint_in(folder))
+    filler = fill(small_disk)
+    try:
+        code = dfkd(folder, "--resume", *log)
+    except OSError as error:
+        code = repr(error)  # not raised: pytest stumbles over the writer's thread in its traceback
+    assert code == 2
+    assert "the disk is full; free some space" in capsys.readouterr().err
+    assert everything(checkpoint_in(folder)) == before
+    filler.unlink()
+    assert dfkd(folder, "--resume", *log) == 0
+    assert result(folder) == result(whole)
+
+
+def test_a_disk_that_is_really_full_while_the_teacher_learns(unlearned, small_disk, whole, capsys):
+    folder = copied(unlearned, small_disk / "run")
+    before = everything(checkpoint_in(folder))
+    filler = fill(small_disk)
+    assert dfkd(folder, "--teachers") == 2
+    assert "the disk is full; free some space" in capsys.readouterr().err
+    assert everything(checkpoint_in(folder)) == before
+    filler.unlink()
+    assert dfkd(folder, "--teachers") == 0
+    assert teacher_of(folder).read_bytes() == teacher_of(whole).read_bytes()
 
 
 # --- Runs that diverge -------------------------------------------------------------------------
@@ -684,57 +765,73 @@ def diverged(folder: Path) -> dict:
 
 
 @pytest.mark.parametrize("every", [2, 1, EPISODES])
-def test_a_run_that_diverges_leaves_a_record_and_no_student(tmp_path, capsys, every):
-    lay(tmp_path, {"lr": 1e6, "measure_every": every, "checkpoint_every": EPISODES})
+def test_a_run_that_diverges_leaves_a_record_and_no_student(ready, tmp_path, capsys, every):
+    ready({"lr": 1e6, "measure_every": every, "checkpoint_every": EPISODES})
     assert dfkd(tmp_path) == 0
     assert f"small/{NAME}: diverged -> " in capsys.readouterr().out
     record = diverged(tmp_path)
     assert len(record["history"]) < EPISODES
     assert dfkd(tmp_path) == 0  # it is a result as any other: not tried again
     assert "recorded already" in capsys.readouterr().out
+    assert not list(work_of(tmp_path).rglob("*.safetensors"))
 
 
-def test_a_run_whose_weights_break_before_a_checkpoint_leaves_a_record(tmp_path, monkeypatch):
-    monkeypatch.setenv("DFKD_DATA", f"{lay(tmp_path)}/data")
+def gone_on_with(cut_off: Path, tmp_path: Path, monkeypatch, change) -> dict:
+    """The rest of a run whose networks are changed by ``change(distillation, episode)``."""
+    monkeypatch.setenv("DFKD_DATA", f"{copied(cut_off, tmp_path)}/data")
+    run, place = run_and_place(
+        tmp_path, resume=True, watch=lambda d, row: change(d, row["episode"])
+    )
+    execute(run, place)
+    return record_of(tmp_path)
 
-    def watch(distillation, row):
-        if row["episode"] == 3:
+
+def test_weights_that_break_before_a_checkpoint_leave_a_record(cut_off, tmp_path, monkeypatch):
+    def change(distillation, episode):
+        if episode == 5:
             distillation.network.fc.weight.data[0, 0] = float("inf")
 
-    run, place = run_and_place(tmp_path, watch=watch)
-    assert execute(run, place)["diverged"]
-    assert len(diverged(tmp_path)["history"]) == 3
+    gone_on_with(cut_off, tmp_path, monkeypatch, change)
+    assert len(diverged(tmp_path)["history"]) == 5
 
 
-def test_a_run_whose_last_step_breaks_leaves_a_record(tmp_path, monkeypatch):
-    monkeypatch.setenv("DFKD_DATA", f"{lay(tmp_path)}/data")
-
-    def watch(distillation, row):
-        if row["episode"] == EPISODES:  # finite weights, and answers that are not
+def test_answers_that_break_in_the_last_step_leave_a_record(cut_off, tmp_path, monkeypatch):
+    def change(distillation, episode):
+        if episode == EPISODES:  # finite weights, and answers that are not
             distillation.network.fc.weight.data.fill_(3e38)
 
-    run, place = run_and_place(tmp_path, watch=watch)
-    assert execute(run, place)["diverged"]
+    gone_on_with(cut_off, tmp_path, monkeypatch, change)
     assert len(diverged(tmp_path)["history"]) == EPISODES
 
 
-def test_a_measure_beyond_all_bounds_does_not_cost_the_record(tmp_path, monkeypatch):
-    monkeypatch.setenv("DFKD_DATA", f"{lay(tmp_path)}/data")
+def test_a_generator_that_breaks_in_the_last_step_leaves_a_record(cut_off, tmp_path, monkeypatch):
+    def save(self, folder):  # no checkpoint sees it
+        pass
 
-    def watch(distillation, row):
-        if row["episode"] == EPISODES:  # logits around 1e25, whose squares float32 cannot hold
+    def change(distillation, episode):
+        if episode == EPISODES:
+            next(distillation.running.generator.parameters()).data.fill_(float("nan"))
+
+    monkeypatch.setattr(runner.Distillation, "_save", save)
+    gone_on_with(cut_off, tmp_path, monkeypatch, change)
+    assert len(diverged(tmp_path)["history"]) == EPISODES
+
+
+def test_a_measure_beyond_all_bounds_does_not_cost_the_record(cut_off, tmp_path, monkeypatch):
+    def change(distillation, episode):
+        if episode == EPISODES:  # logits around 1e25, whose squares float32 cannot hold
             distillation.network.fc.weight.data.mul_(1e25)
 
-    run, place = run_and_place(tmp_path, watch=watch)
-    execute(run, place)
-    record = record_of(tmp_path)
+    record = gone_on_with(cut_off, tmp_path, monkeypatch, change)
     assert record["diverged"] or record["last"]["student"]["mse_to_teacher"] is None
 
 
 # --- The command -------------------------------------------------------------------------------
 
-CELLS = [{"name": name, "settings": {"method": {"beta": beta}}} for name, beta in
-         (("a", 0.0), ("b", 0.1), ("c", 0.2))]  # fmt: skip
+CELLS = [
+    {"name": name, "settings": {"distill": {"lr": lr}}}
+    for name, lr in (("a", 0.05), ("b", 0.1), ("c", 0.2))
+]
 
 
 def test_dry_run_names_states_and_costs_and_writes_nothing(tmp_path, capsys, monkeypatch):
@@ -772,8 +869,8 @@ def test_costs_are_multiplied_out(tmp_path):
     assert cost.student_seconds(run) == 6 * 3.0 + 5 * 2 * 0.5  # 5 episodes of 2 steps
 
 
-def test_only_and_teachers(tmp_path, capsys):
-    lay(tmp_path, {"episodes": 2}, cells=CELLS, seeds=[7, 8])
+def test_only_and_teachers(ready, tmp_path, capsys):
+    ready({"episodes": 2}, cells=CELLS, seeds=[7, 8])
     assert dfkd(tmp_path, "--teachers", "--only", "VARIANT=b", "--only", "seed=7") == 0
     out = capsys.readouterr().out
     assert "[1/1] small/b_seed7: teacher wrn-10-1 with " in out
@@ -782,8 +879,8 @@ def test_only_and_teachers(tmp_path, capsys):
     assert dfkd(tmp_path, "--only", "VARIANT=b", "--only", "seed=7") == 0
     assert os.listdir(tmp_path / "records/small") == ["b_seed7.json"]
     record = record_of(tmp_path, "b_seed7")
-    assert record["variant"] == "b" and record["settings"]["method"]["beta"] == 0.1
-    assert record["changes"] == {"method": {"beta": 0.1}}
+    assert record["variant"] == "b" and record["settings"]["distill"]["lr"] == 0.1
+    assert record["changes"] == {"distill": {"lr": 0.1}}
     teacher_of(tmp_path)  # no other was trained
     capsys.readouterr()
     assert dfkd(tmp_path, "--only", "variant=d") == 2
@@ -819,11 +916,13 @@ def test_a_path_in_the_file_is_data_too(tmp_path, monkeypatch, whole):
     assert record_of(tmp_path)["data"]["sha256"] == record_of(whole)["data"]["sha256"]
 
 
-def test_paper_numbers_are_kept_beside(tmp_path):
+def test_paper_numbers_are_kept_beside(ready, tmp_path):
     paper = {"table": "table5_ablation", "row": {"variant": "full method"}, "column": "CIFAR-10"}
-    lay(tmp_path, {"episodes": 2}, paper=paper | {"differs": "the data"})
+    ready({"episodes": 2}, paper=paper | {"differs": "the data"})
     assert dfkd(tmp_path) == 0
-    assert record_of(tmp_path)["paper"] == paper | {"differs": "the data", "accuracy": 0.9491}
+    found = record_of(tmp_path)["paper"]
+    assert found.pop("accuracy") == pytest.approx(0.9491)
+    assert found == paper | {"differs": "the data"}
 
 
 # --- Event files -------------------------------------------------------------------------------
@@ -850,9 +949,16 @@ def picture(event) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
 
 
-def test_event_files_hold_the_history_images_and_maps(tmp_path, whole):
+def test_event_files_hold_the_history_images_and_maps(ready, tmp_path, whole, monkeypatch):
     pytest.importorskip("tensorboard")
-    lay(tmp_path)
+    pools, original = [], runner.Distillation.step
+
+    def step(self):
+        pools.append(self.pool)
+        return original(self)
+
+    monkeypatch.setattr(runner.Distillation, "step", step)
+    ready()
     assert dfkd(tmp_path, "--log", "tensorboard") == 0
     assert result(tmp_path) == result(whole)  # watching changes nothing
     assert_same_curves(tmp_path)
@@ -860,9 +966,8 @@ def test_event_files_hold_the_history_images_and_maps(tmp_path, whole):
     assert set(found.Tags()["images"]) == {"images", "maps"}
     for name in ("images", "maps"):
         assert [event.step for event in found.Images(name)] == [2, 4, 6]
-    state = torch.load(work_of(tmp_path) / f"checkpoints/step-{EPISODES:06d}/state.pt")
-    pixels = state["pool"]["pixels"][: state["pool"]["added"]].permute(0, 3, 1, 2)
-    assert np.array_equal(picture(found.Images("images")[-1]), tile(pixels[-8:], columns=8))
+    newest = tile(pools[-1].newest(8), columns=8)
+    assert np.array_equal(picture(found.Images("images")[-1]), newest)
     maps = picture(found.Images("maps")[-1])
     assert maps.shape[1] > 2 * maps.shape[0] > 200  # three rows of eight
     colour = (maps[..., 0].astype(int) - maps[..., 2]).reshape(len(maps), -1)
@@ -870,14 +975,16 @@ def test_event_files_hold_the_history_images_and_maps(tmp_path, whole):
 
 
 @pytest.mark.parametrize("saved", [True, False], ids=["after a checkpoint", "before one"])
-def test_event_files_of_a_run_that_was_killed_hold_each_episode_once(tmp_path, monkeypatch, saved):
+def test_event_files_of_a_run_that_was_killed_hold_each_episode_once(
+    ready, tmp_path, monkeypatch, saved
+):
     pytest.importorskip("tensorboard")
-    lay(tmp_path, {"checkpoint_every": 2})
+    ready({"episodes": 4, "checkpoint_every": 2, "measure_every": 4})
     original, calls = runner.Distillation.step, []
 
     def step(self):
         calls.append(1)
-        if len(calls) == (5 if saved else 4):  # what SIGKILL would leave is what lies there now
+        if len(calls) == (3 if saved else 4):  # what SIGKILL would leave is what lies there now
             time.sleep(0.2)  # the writer's thread
             shutil.copytree(tmp_path / "work", tmp_path / "left")
             raise KeyboardInterrupt
@@ -888,8 +995,7 @@ def test_event_files_of_a_run_that_was_killed_hold_each_episode_once(tmp_path, m
         assert dfkd(tmp_path, "--log", "tensorboard") == 130
     shutil.rmtree(tmp_path / "work")
     (tmp_path / "left").rename(tmp_path / "work")
-    assert step_of(tmp_path) == (4 if saved else 2)
-    time.sleep(1.1)  # event files are named after the second
+    assert step_of(tmp_path) == 2
     assert dfkd(tmp_path, "--resume", "--log", "tensorboard") == 0
     assert_same_curves(tmp_path)
 

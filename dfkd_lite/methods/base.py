@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..data import normalise
-from ..errors import check_range
 from ..kd import kl_divergence
 from ..msarc import MsarcLoss
 from ..networks import Layers, NetworkSpec, capture
@@ -53,7 +52,6 @@ class Method:
     Config: type
 
     def __init__(self, problem: Problem, config: Any) -> None:
-        check_range("temperature", config.temperature, 0, 1000, above=True)
         self.problem = problem
         self.config = config
 
@@ -90,7 +88,6 @@ class SpatialMethod(Method):
 
     def __init__(self, problem: Problem, config: Any) -> None:
         super().__init__(problem, config)
-        check_range("beta", config.beta, 0)
         self.msarc = MsarcLoss(problem.student_layers, problem.teacher_layers, config.msarc)
 
     def transfer_loss(self, student: nn.Module, images: Tensor) -> tuple[Tensor, Logs]:

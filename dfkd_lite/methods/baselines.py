@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..errors import check_range
 from ..msarc import MsarcConfig
 from ..parallel import mine
 from .base import Logs, Method, SpatialMethod
@@ -18,6 +19,10 @@ class NoiseConfig:
 
     synthesis_batch: int = 128
     temperature: float = 20.0  # as the method, Table 1
+
+    def __post_init__(self) -> None:
+        check_range("synthesis_batch", self.synthesis_batch, 1)
+        check_range("temperature", self.temperature, 0, 1000, above=True)
 
 
 class Noise(Method):
@@ -48,6 +53,11 @@ class GivenConfig:
     temperature: float = 20.0  # as the method, Table 1
     beta: float = 0.0  # Eq. 17; 0: plain distillation, without MSARC
     msarc: MsarcConfig = field(default_factory=MsarcConfig)
+
+    def __post_init__(self) -> None:
+        check_range("synthesis_batch", self.synthesis_batch, 1)
+        check_range("temperature", self.temperature, 0, 1000, above=True)
+        check_range("beta", self.beta, 0)
 
 
 class Given(SpatialMethod):

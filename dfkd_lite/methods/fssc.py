@@ -46,6 +46,8 @@ class FsscConfig:
         check_range("synthesis_batch", self.synthesis_batch, 2)
         for name in ("kappa", "bn_weight", "class_weight", "adversarial_weight", "beta"):
             check_range(name, getattr(self, name), 0)
+        check_range("bn_momentum", self.bn_momentum, 0, 0.9999)
+        check_range("temperature", self.temperature, 0, 1000, above=True)
 
 
 class Fssc(SpatialMethod):
