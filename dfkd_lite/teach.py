@@ -57,8 +57,8 @@ def teach(
 
     SGD with Nesterov momentum under one cycle of the learning rate (Smith & Topin 2018). The seed
     governs weights, order and augmentation. The history has one row an epoch: loss and accuracy
-    on the augmented training images. With ``folder``, each epoch leaves a checkpoint there, from
-    which ``resume=True`` goes on as if nothing had happened.
+    on the augmented training images, and the time it took. With ``folder``, each epoch leaves a
+    checkpoint there, from which ``resume=True`` goes on as if nothing had happened.
 
     Raises:
         InputError: unknown network, a loss that is not finite, a folder that holds another run.
@@ -107,6 +107,7 @@ class Teaching:
 
     def epoch(self) -> dict[str, float]:
         """One pass over the training images."""
+        start = time.perf_counter()
         seen = correct = 0
         total = torch.zeros((), device=self.device)
         batches = self.data.train.batches(self.config.batch_size, self.order, self.device)
@@ -119,6 +120,7 @@ class Teaching:
         row = {"epoch": number, "loss": float(total) / seen, "accuracy": correct / seen}
         if not row["loss"] < float("inf"):
             raise DivergedError(f"Training diverged in epoch {number}: lower lr={self.config.lr}.")
+        row["seconds"] = time.perf_counter() - start
         self.history.append(row)
         return row
 

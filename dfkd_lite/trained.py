@@ -10,7 +10,6 @@ import copy
 import hashlib
 import json
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from .checkpoint import (
 from .data import ImageData, data_root
 from .devices import resolve_device
 from .distill import distill
+from .errors import InputError
 from .evaluate import evaluate
 from .generator import AttentionGenerator
 from .networks import NetworkSpec
@@ -66,34 +66,57 @@ def taught(
     """
     path = find_teacher(data, network, config)
     if path is None:
-        # Other settings, another name: nothing is replaced, and a run that was cut off is only
-        # ever continued as itself.
-        key = hashlib.sha256(repr(config).encode()).hexdigest()[:12]
-        path = _kept("teachers", f"{_stem(data, network, config)}_{key}.safetensors")
+        path = _kept_teacher(data, network, config)
         cut_off = _kept("checkpoints", path.stem)
-        begun, where = time.perf_counter(), environment(resolve_device(device))
+        where = environment(resolve_device(device))
         teacher, spec, history = teach(
             network, data, config, device, progress, folder=cut_off, resume=True
         )
         about = {
             "settings": plain(config),
             "environment": where,
-            "seconds": time.perf_counter() - begun,
+            "seconds": sum(row["seconds"] for row in history),
             "history": history,
         }
         keep_teacher(path, teacher.cpu(), spec, data, config, about)
         shutil.rmtree(cut_off, ignore_errors=True)
-    return *load_network(path), json.loads(path.with_suffix(".json").read_bytes())
+    return *load_network(path), _checked_card(path)
 
 
 def find_teacher(data: ImageData, network: str, config: TeachConfig) -> Path | None:
     """The shipped or kept weights of :func:`taught`'s teacher; None: it is yet to be trained."""
-    notes, stem = _notes(data, config), _stem(data, network, config)
-    kept = sorted(_kept("teachers", "").glob(f"{stem}_*.safetensors"))
-    for path in (SHIPPED / "teachers" / f"{stem}.safetensors", *kept):
-        if path.is_file() and path.with_suffix(".json").is_file() and _fits(path, notes):
-            return path
-    return None
+    shipped = SHIPPED / "teachers" / f"{_stem(data, network, config)}.safetensors"
+    if _is_whole(shipped) and _fits(shipped, _notes(data, config)):
+        return shipped
+    kept = _kept_teacher(data, network, config)
+    return kept if _is_whole(kept) else None
+
+
+def _kept_teacher(data: ImageData, network: str, config: TeachConfig) -> Path:
+    """Other settings or other images have another name: nothing is replaced, and a run that was
+    cut off is only ever continued as itself."""
+    identity = f"{config!r} {described(data)['sha256']}"
+    key = hashlib.sha256(identity.encode()).hexdigest()[:12]
+    return _kept("teachers", f"{_stem(data, network, config)}_{key}.safetensors")
+
+
+def _is_whole(path: Path) -> bool:
+    return path.is_file() and path.with_suffix(".json").is_file()
+
+
+def _checked_card(path: Path) -> dict[str, Any]:
+    """The card beside the weights, which must be those that it describes."""
+    try:
+        card = json.loads(path.with_suffix(".json").read_bytes())
+        belongs = card["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    except (OSError, ValueError, KeyError, TypeError):
+        belongs = False
+    if not belongs:
+        raise InputError(
+            f"{path} and its card (.json) do not belong together, or one of them is damaged: "
+            "delete both, and the teacher is trained anew."
+        )
+    return card
 
 
 def keep_teacher(
@@ -108,8 +131,7 @@ def keep_teacher(
     rounded = copy.deepcopy(teacher)
     size = sum(value.nbytes for value in teacher.state_dict().values())
     report = evaluate(teacher, data.test, spec)
-    if size > SMALL:
-        _round(rounded)
+    if size > SMALL and _round(rounded):
         again = evaluate(rounded, data.test, spec)
         if again["accuracy"] == report["accuracy"]:
             teacher, report = rounded, again
@@ -130,10 +152,12 @@ def keep_teacher(
 
 
 @torch.no_grad()
-def _round(network: nn.Module) -> None:
-    for value in network.state_dict().values():
-        if value.is_floating_point():
-            value.copy_(value.half())
+def _round(network: nn.Module) -> bool:
+    """Round to float16 in place; False: a number is beyond it."""
+    values = [v for v in network.state_dict().values() if v.is_floating_point()]
+    for value in values:
+        value.copy_(value.half())
+    return all(bool(value.isfinite().all()) for value in values)
 
 
 def trained_student(
