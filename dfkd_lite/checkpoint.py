@@ -28,7 +28,7 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from .errors import InputError, check_range
+from .errors import DivergedError, InputError, check_range
 from .networks.zoo import NetworkSpec, build
 
 CHECKPOINT_FORMAT = "dfkd_lite checkpoint 1"
@@ -144,7 +144,7 @@ def check_finite(name: str, model: nn.Module) -> None:
 def _check_finite(name: str, weights: Mapping[str, Tensor], advice: str) -> None:
     for key, value in weights.items():
         if not torch.isfinite(value).all():
-            raise InputError(f"{name} has NaN or infinite numbers in '{key}'; {advice}.")
+            raise DivergedError(f"{name} has NaN or infinite numbers in '{key}'; {advice}.")
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options)
     except InputError as error:
         print(f"dfkd: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "the disk is full; free some space" if full else str(error)
+        print(f"dfkd: {reason}. What was saved before is untouched.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         resumable = options.run in (_distill, cli_experiments.run_file)

@@ -12,7 +12,8 @@ class InputError(ValueError):
 
 
 class DivergedError(InputError):
-    """A loss stopped being a finite number: the run cannot go on, and that is its result."""
+    """A loss, a weight or an answer is not a finite number: a run cannot go on, and that is its
+    result."""
 
 
 def choose(kind: str, name: str, options: Iterable[str]) -> str:

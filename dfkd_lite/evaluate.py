@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from . import kd
 from .data import normalise
-from .errors import InputError, check_range
+from .errors import DivergedError, InputError, check_range
 from .networks import NetworkSpec, evaluating
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ def _check(logits: Tensor, labels: Tensor) -> None:
             f"{tuple(logits.shape)} and {tuple(labels.shape)}."
         )
     if not logits.isfinite().all():
-        raise InputError(
+        raise DivergedError(
             "The network puts out NaN or infinite numbers: its training has diverged or its "
             "weights are damaged; lower the learning rate or load other weights."
         )

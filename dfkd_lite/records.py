@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import platform
 import resource
@@ -98,7 +99,8 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def plain(settings: Any) -> Any:
-    """Settings (nested dataclasses) as what JSON can hold; tensors only by their shape."""
+    """Settings (nested dataclasses) or results as what JSON can hold: tensors only by their shape,
+    None for a number that is not finite."""
     if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
         fields = {f.name: plain(getattr(settings, f.name)) for f in dataclasses.fields(settings)}
         return {"kind": type(settings).__name__, **fields}
@@ -108,6 +110,8 @@ def plain(settings: Any) -> Any:
         return {"kind": "Tensor", "shape": list(settings.shape)}
     if isinstance(settings, list | tuple):
         return [plain(value) for value in settings]
+    if isinstance(settings, float) and not math.isfinite(settings):
+        return None
     return settings
 
 

@@ -151,20 +151,20 @@ def _distil(
         teacher, run.student, spec, run.distill, run.method, place.device, measure
     )
     folder, diverged = place.folder(run), None
+    last = {"teacher": evaluate(distillation.teacher, data.test, spec)}
     try:
         distillation.run(folder / "checkpoints", place.resume, place.progress, place.watch)
+        student = distillation.evaluated_student
+        report = evaluate(student, data.test, spec, distillation.teacher)
+        if parallel.rank() == 0:
+            for name, module in distillation.running.modules().items():
+                save_weights(folder / f"{name}.safetensors", module, {"method": repr(run.method)})
+            described_as = replace(spec, network=run.student)
+            save_network(folder / "student.safetensors", student, described_as)
+        last["student"] = report
     except DivergedError as error:  # that too is a result
         diverged = str(error)
     history = distillation.history
-    last = {"teacher": evaluate(distillation.teacher, data.test, spec)}
-    if diverged is None:
-        student = distillation.evaluated_student
-        last["student"] = evaluate(student, data.test, spec, distillation.teacher)
-        student_spec = replace(spec, network=run.student)
-        if parallel.rank() == 0:
-            save_network(folder / "student.safetensors", student, student_spec)
-            for name, module in distillation.running.modules().items():
-                save_weights(folder / f"{name}.safetensors", module, {"method": repr(run.method)})
     sheet = tile(distillation.pool.newest(batch)[:16].cpu(), columns=8)
     return {
         "seconds": phases(history),
@@ -179,7 +179,7 @@ def _distil(
 
 def best_on_test(history: list[dict[str, float]]) -> dict[str, Any] | None:
     """The best accuracy seen on the way. Whoever reports it has used the test images to choose."""
-    rows = [row for row in history if "accuracy" in row]
+    rows = [row for row in history if row.get("accuracy") is not None]
     if not rows:
         return None
     best = max(rows, key=lambda row: row["accuracy"])

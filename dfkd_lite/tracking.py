@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,10 +39,20 @@ class TensorBoard:
             raise InputError(
                 "--log tensorboard needs the package tensorboard: pip install tensorboard."
             ) from None
-        self.writer: SummaryWriter = SummaryWriter(str(folder))
+        self._open = partial(SummaryWriter, str(folder))
+        self._writer: SummaryWriter | None = None
+
+    @property
+    def writer(self) -> SummaryWriter:
+        """What writes the files, from the first call on."""
+        assert self._writer is not None
+        return self._writer
 
     def __call__(self, run: Distillation, row: dict[str, float]) -> None:
         episode = int(row["episode"])
+        if self._writer is None:
+            # what a run that was cut off had written from here on counts no more
+            self._writer = self._open(purge_step=episode)
         for name, value in row.items():
             if name != "episode":
                 self.writer.add_scalar(name, value, episode)
@@ -64,4 +75,5 @@ class TensorBoard:
 
     def close(self) -> None:
         """Write out what is held back."""
-        self.writer.close()
+        if self._writer is not None:
+            self._writer.close()

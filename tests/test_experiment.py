@@ -233,6 +233,16 @@ def test_axes_teacher_student_and_method(read):
     assert [type(run.method) for run in runs[:2]] == [NoiseConfig, FsscConfig]
 
 
+def test_settings_that_all_methods_have_can_be_varied_with_the_method(read):
+    runs = read(BASE + "grid: {method: [fssc, noise], method.temperature: [1, 4]}\n")
+    assert [(run.method_name, run.method.temperature) for run in runs] == [
+        ("fssc", 1.0),
+        ("fssc", 4.0),
+        ("noise", 1.0),
+        ("noise", 4.0),
+    ]
+
+
 @pytest.mark.parametrize(
     ("said", "name", "size"),
     [
@@ -244,13 +254,15 @@ def test_axes_teacher_student_and_method(read):
         ("/home/me@work/images", "/home/me@work/images", None),
         ("/home/me@work/images@64", "/home/me@work/images", 64),
         ("a@16@32", "a@16", 32),
+        ("/" + "folder/" * 25 + "a.npz", "/" + "folder/" * 25 + "a.npz", None),
+        ("/資料/圖@64", "/資料/圖", 64),
         ("digits@²", "digits@²", None),  # a digit to str.isdigit(), but no number
     ],
 )
 def test_data_by_name_or_path_and_size(read, said, name, size):
     (run,) = read(f"about: x\ndata: {said}\nseeds: [0]\n")
     assert (run.data, run.size) == (name, size)
-    if not said.startswith("{"):
+    if name.isascii() and len(name) < 99:  # in a grid it is part of the record's name
         (run,) = read(f"about: x\nseeds: [0]\ngrid: {{data: [{said}]}}\n")
         assert (run.data, run.size) == (name, size)
 
@@ -291,6 +303,11 @@ cells:
     assert runs[2].paper["accuracy"] is None  # the table has no number there
 
 
+@pytest.mark.parametrize("about", ["Сравнение", "?", "a long sentence " * 20])
+def test_about_is_any_text(read, about):
+    assert len(read(f"about: '{about}'\ndata: digits\nseeds: [0]\n")) == 1
+
+
 def test_line_ends_and_byte_order_mark_of_windows(read):
     text = (
         "\ufeff# a comment\r\nabout: Größe, λ, 数\r\ndata: digits\r\nseeds: [1]\r\nthreads: 2\r\n"
@@ -318,6 +335,7 @@ def test_line_ends_and_byte_order_mark_of_windows(read):
     ("depth of a WRN", BASE + "student: wrn-11-1\n", 4, "6n + 4", "11"),
     ("no width of a WRN", BASE + "student: wrn-16-0\n", 4, "at least 1"),
     ("wide WRN", BASE + "student: wrn-16-99999999999\n", 4),
+    ("deep WRN", BASE + "student: wrn-1204-1\n", 4, "1204"),
     ("wrn- alone", BASE + "teacher: wrn-16-\n", 4, "'wrn-16-'"),
     ("teacher of a cell", BASE + "cells:\n  - name: a\n    teacher: wrn-17-1\n", 6, "17"),
     ("part", BASE + "settings:\n  teech: {lr: 0.1}\n", 5, "teech", "Did you mean 'teach'"),
@@ -522,6 +540,13 @@ def test_paper_that_is_not_a_mapping(refuse):
         8,
     ),
     ("against the preset's default", BASE + "settings: {distill: {episodes: 3}}\n", 4, "warm_up"),
+    (
+        "file's, where a cell takes away what stands before",
+        BASE + "settings:\n  method:\n    generator: {attention: {lam: 0.1}}\n    beta: -1\n"
+        "cells:\n  - name: a\n    settings: {method: {generator: {attention: null}}}\n",
+        7,
+        "beta",
+    ),
     ("axis against the default", BASE + "grid:\n  distill.episodes: [9, 3]\n", 5, "warm_up"),
     (
         "two settings against each other",
@@ -680,6 +705,8 @@ def test_wrong_settings_of_noise_are_refused(refuse, text, line, said):
     ("value not a number", "grid:\n  method.beta: [.nan]\n", 5, "beta", "nan"),
     ("value null", "grid:\n  method.beta: [null]\n", 5, "beta"),
     ("value twice", "grid:\n  method.beta: [0.1, 0.2, 0.1]\n", 5, "beta=0.1"),
+    ("value without letters", "grid:\n  data: [圖]\n", 5),
+    ("values of one file's name", "grid:\n  data: [a b, a-b]\n", 5, "a-b"),
     ("data a number", "grid:\n  data: [digits, 3]\n", 5, "data", "3"),
     ("data null", "grid:\n  data: [null]\n", 5, "data"),
     ("data empty", "grid:\n  data: ['']\n", 5, "data"),
@@ -732,6 +759,7 @@ def test_wrong_cells_and_grids_are_refused(refuse, text, line, said):
     ("two documents", BASE + "---\n" + BASE, 4, "document"),
     ("YAML of the future", "%YAML 3.0\n---\n" + BASE, 1, "YAML"),
     ("bell", BASE + "student: wrn-10-1\x07\n", 4),
+    ("bell after long letters", "about: " + "λ" * 99 + f"\n{BASE[15:]}student: \x07\n", 4),
     ("null character", BASE + "student: wrn-10-1\0\n", 4),
     ("half a character", BASE + 'cells:\n  - name: "\\ud800"\n', 5),
     ("Latin-1", BASE.encode() + b"# caf\xe9\n", 4, "UTF-8"),

@@ -44,7 +44,7 @@ def both(tmp_path_factory):
 
     def call(function, *arguments):
         results = [worker.submit(function, *arguments) for worker in workers]
-        return [result.result(timeout=120) for result in results]
+        return [result.result(timeout=600) for result in results]
 
     yield call
     for worker in workers:
@@ -54,7 +54,7 @@ def both(tmp_path_factory):
 def join(meeting, rank):
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=meeting, rank=rank, world_size=PROCESSES, timeout=timedelta(seconds=30)
+        "gloo", init_method=meeting, rank=rank, world_size=PROCESSES, timeout=timedelta(minutes=2)
     )
 
 
@@ -387,7 +387,7 @@ def started(start, name, folder):
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     (record,) = (folder / name / "records").rglob("*.json")

@@ -184,6 +184,16 @@ def test_nothing_but_diverged_runs(tmp_path):
     (row,) = rows(runs, tmp_path)
     assert (row.student, row.planned, row.diverged) == (None, 2, 2)
     assert row.cells[4] == "0 of 2, 2 diverged" and row.cells[6:9] == ("not measured", "", "")
+    assert figure([row]).data[0].x == ()
+
+
+def test_a_record_without_the_student_s_last_step_is_not_counted(tmp_path):
+    runs = simple(tmp_path)
+    write(tmp_path, runs[0], student=0.8)
+    write(tmp_path, runs[1], diverged=None)
+    (row,) = rows(runs, tmp_path)
+    assert (row.student.n, row.planned, row.diverged) == (1, 2, 0)
+    assert row.cells[4:9] == ("1 of 2", "90.00%", "80.00%", "80.00%", "-10.00")
 
 
 def test_records_with_only_what_the_schema_needs(tmp_path):
@@ -211,6 +221,8 @@ def test_records_of_other_runs_are_not_counted(tmp_path):
     write(tmp_path, runs[0], student=0.8)
     write(tmp_path, runs[1], student=0.1, name="other_seed1")
     write(tmp_path, runs[1], student=0.2, experiment="elsewhere")
+    record = tmp_path / "elsewhere" / f"{runs[1].name}.json"
+    record.rename(tmp_path / "simple" / record.name)  # put into a folder that is not its own
     (row,) = rows(runs, tmp_path)
     assert (row.student.mean, row.student.n) == (pytest.approx(0.8), 1)
 
@@ -434,6 +446,13 @@ def test_figure_shows_names_as_they_are(table):
     # plotly reads a little HTML: "<b>" would make letters bold
     (label,) = (label for label in figure(table).data[0].y if "maps" in label)
     assert label.startswith("no &lt;b&gt;maps&lt;/b&gt; &amp; more")
+
+
+def test_figure_keeps_quotation_marks(tmp_path):
+    # plotly knows &lt; &gt; &amp;, and would show &quot; as it stands
+    runs = simple(tmp_path, "cells: [{name: 'say \"yes\"'}]\n")
+    write(tmp_path, runs[0], student=0.8)
+    assert 'say "yes"' in figure(rows(runs, tmp_path)).data[0].y[0]
 
 
 # --- The command ---------------------------------------------------------------------------------
