@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .devices import full
 from .errors import InputError
 
 
@@ -124,7 +125,7 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or count() == 1:
             return super().forward(x)
-        local = torch.var_mean(x.float(), dim=(0, 2, 3), correction=0)
+        local = torch.var_mean(full(x), dim=(0, 2, 3), correction=0)
         average, variance = pooled_statistics(local[1], local[0])
         self._remember(average.detach(), variance.detach(), x.numel() // x.shape[1] * count())
         scale = torch.rsqrt(variance + self.eps)

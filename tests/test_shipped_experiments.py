@@ -1,0 +1,120 @@
+"""What ships is true: files that read, records made with their settings, one repeated bit by bit."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+
+from dfkd_lite import paper_table
+from dfkd_lite.checkpoint import load_network
+from dfkd_lite.experiment import EXPERIMENTS, read_experiment
+from dfkd_lite.records import RECORDS, check_record, environment, plain, read_records
+from dfkd_lite.runner import Place, execute
+from dfkd_lite.shipped import SHIPPED
+
+NEWER = ("precision", "compile")  # settings that older records do not have yet
+MEASURED = [
+    path.stem for path in sorted(EXPERIMENTS.glob("*.yaml")) if (RECORDS / path.stem).is_dir()
+]
+
+
+def test_there_is_a_cell_for_every_number_of_the_papers_tables():
+    """Rows of Tables 2 to 4, and cells of Tables 5 and 6, by table, row and column."""
+    wanted = set()
+    for table, name in (
+        ("table2", "benchmark"),
+        ("table3", "high_resolution"),
+        ("table4", "medical"),
+    ):
+        for row in paper_table(f"{table}_{name}"):
+            wanted.add((f"{table}_{name}", row["dataset"], row["teacher"], row["student"]))
+    for table, key in (("table5_ablation", "variant"), ("table6_lambda", "lambda")):
+        rows = paper_table(table)
+        wanted |= {(table, row[key], column) for row in rows for column in row if column != key}
+    found = set()
+    for experiment in ("table2", "table3", "table4", "table5", "table6"):
+        for run in read_experiment(experiment):
+            table, row = run.paper["table"], run.paper["row"]
+            if table in ("table5_ablation", "table6_lambda"):
+                found.add((table, *row.values(), run.paper["column"]))
+            else:
+                (full,) = [r for r in paper_table(table) if all(r[k] == v for k, v in row.items())]
+                found.add((table, full["dataset"], full["teacher"], full["student"]))
+                assert run.teacher == full["teacher"].lower()
+                assert run.student == full["student"].lower()
+                assert full.get("resolution") in (None, str(run.size))
+    assert found == wanted
+
+
+@pytest.mark.parametrize("experiment", MEASURED)
+def test_records_have_the_settings_of_their_file(experiment):
+    runs = {run.name: run for run in read_experiment(experiment)}
+    for record in read_records(experiment):
+        run = runs[record["name"]]
+        assert record["seed"] == run.seed and record["data"]["name"] == run.data
+        for part in ("teach", "distill", "method"):
+            kept = record["settings"][part]
+            ours = plain(getattr(run, part))
+            ours = {k: v for k, v in ours.items() if k in kept or k not in NEWER}
+            assert kept == ours, (record["name"], part)
+
+
+def test_every_record_fits_the_schema_and_is_of_committed_code():
+    for path in sorted(RECORDS.glob("*/*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if path.parent.name in ("speed", "memory", "cost"):
+            continue
+        check_record(record)
+        assert record["environment"]["code"]["commit"], path
+
+
+@pytest.mark.parametrize(
+    "path", sorted((SHIPPED / "teachers").glob("*.json")), ids=lambda p: p.stem
+)
+def test_cards_are_true_of_their_teachers(path):
+    card, weights = json.loads(path.read_text()), path.with_suffix(".safetensors")
+    assert card["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert weights.stat().st_size <= 6_000_000
+    _, spec = load_network(weights)
+    assert spec.network == card["network"]
+    assert (spec.classes, spec.size) == (card["data"]["classes"], card["data"]["size"])
+
+
+def test_shipped_networks_stay_small():
+    files = [p for kind in ("teachers", "students") for p in (SHIPPED / kind).glob("*.safetensors")]
+    assert sum(path.stat().st_size for path in files) <= 40_000_000
+
+
+def same_kind_of_machine(record: dict) -> bool:
+    here, there = environment(), record["environment"]
+    return all(here[key] == there[key] for key in ("machine", "packages"))
+
+
+def measured(record: dict) -> tuple:
+    history = [
+        {k: v for k, v in row.items() if not k.startswith("seconds")} for row in record["history"]
+    ]
+    return record["last"], history, record["images_png"]
+
+
+def test_a_shipped_record_is_repeated_to_the_last_digit(tmp_path):
+    """On the kind of machine and with the packages that made it; on others rounding differs, and
+    two runs here must be the same as each other."""
+    (shipped,) = read_records("smallest")
+    (run,) = read_experiment("smallest")
+    place = Place(
+        data={}, records=tmp_path / "a", work=tmp_path / "w", device="cpu", progress=False
+    )
+    again = execute(run, place)
+    if same_kind_of_machine(shipped):
+        assert measured(json.loads(place.record(run).read_text())) == measured(shipped)
+        return
+    torch.manual_seed(99)  # the global state must not matter
+    other = Place(
+        data={}, records=tmp_path / "b", work=tmp_path / "v", device="cpu", progress=False
+    )
+    assert measured(plain(execute(run, other))) == measured(plain(again))
+    for role, report in shipped["last"].items():
+        ours = again["last"][role]["accuracy"]
+        assert ours == pytest.approx(report["accuracy"], abs=0.1), role
