@@ -67,7 +67,8 @@ def run_file(options: argparse.Namespace) -> None:
         download=options.download,
     )
     if options.dry_run:
-        _forecast(runs, place)
+        if parallel.rank() == 0:
+            _forecast(runs, place)
         return
     for number, run in enumerate(runs, start=1):
         label = f"[{number}/{len(runs)}] {run.experiment}/{run.name}"

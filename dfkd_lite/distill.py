@@ -100,6 +100,7 @@ class Distillation:
 
     def __post_init__(self) -> None:
         config, spec = self.config, self.spec
+        parallel.check_split(config.batch_size)
         self._device = resolve_device(self.device)
         check_finite("The teacher", self.teacher)
         self._teacher = fingerprint(self.teacher)

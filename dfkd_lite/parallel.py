@@ -57,12 +57,21 @@ def mine(batch: Tensor) -> Tensor:
     Raises:
         InputError: the batch cannot be split evenly.
     """
-    if len(batch) % count():
+    check_split(len(batch))
+    return batch.chunk(count())[rank()]
+
+
+def check_split(batch_size: int) -> None:
+    """Refuse a batch size that the processes cannot share evenly.
+
+    Raises:
+        InputError: it is no multiple of their number.
+    """
+    if batch_size % count():
         raise InputError(
-            f"A batch of {len(batch)} cannot be split among {count()} processes: give batch sizes "
+            f"A batch of {batch_size} cannot be split among {count()} processes: give batch sizes "
             f"that are multiples of {count()}."
         )
-    return batch.chunk(count())[rank()]
 
 
 def gathered(batch: Tensor) -> Tensor:
@@ -151,9 +160,17 @@ def synchronise(network: nn.Module) -> nn.Module:
     """Let every batch-norm of ``network`` see the whole batch, where there are several processes.
 
     In place: names and weights stay.
+
+    Raises:
+        InputError: a batch-norm of another kind, whose statistics cannot be shared.
     """
     if count() > 1:
-        for module in network.modules():
+        for name, module in network.named_modules():
             if type(module) is nn.BatchNorm2d:
                 module.__class__ = SynchronisedBatchNorm2d
+            elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+                raise InputError(
+                    f"'{name}' is a {type(module).__name__}, whose statistics several processes "
+                    "cannot share: use one process, or a network with nn.BatchNorm2d."
+                )
     return network

@@ -74,10 +74,15 @@ def load_data(run: Run, place: Place) -> ImageData:
 
 
 def teach_run(run: Run, place: Place, data: ImageData | None = None) -> tuple[Any, ...]:
-    """The run's teacher, its spec and its card: loaded, or trained and kept."""
+    """The run's teacher, its spec and its card: loaded, or trained and kept (by one process)."""
     data = data or load_data(run, place)
     with threads(run.threads):
-        return taught(data, run.teacher, run.teach, place.device, place.progress)
+        if parallel.rank() == 0:
+            found = taught(data, run.teacher, run.teach, place.device, place.progress)
+        parallel.wait()
+        if parallel.rank() > 0:
+            found = taught(data, run.teacher, run.teach, place.device, False)
+    return found
 
 
 def execute(run: Run, place: Place) -> dict[str, Any]:
@@ -96,9 +101,6 @@ def execute(run: Run, place: Place) -> dict[str, Any]:
     begun = time.perf_counter()
     data = load_data(run, place)
     loaded = time.perf_counter() - begun
-    if parallel.rank() == 0:
-        teach_run(run, place, data)
-    parallel.wait()
     teacher, spec, card = teach_run(run, place, data)
     with threads(run.threads):
         record = _distil(run, place, data, teacher, spec)

@@ -1,4 +1,4 @@
-"""What ships is true: files that read, records made with their settings, one repeated bit by bit."""
+"""What ships is true: files that read, records made with their settings, one repeated exactly."""
 
 import hashlib
 import json
@@ -6,12 +6,11 @@ import json
 import pytest
 import torch
 
-from dfkd_lite import paper_table
 from dfkd_lite.checkpoint import load_network
 from dfkd_lite.experiment import EXPERIMENTS, read_experiment
 from dfkd_lite.records import RECORDS, check_record, environment, plain, read_records
 from dfkd_lite.runner import Place, execute
-from dfkd_lite.shipped import SHIPPED
+from dfkd_lite.shipped import SHIPPED, paper_table
 
 NEWER = ("precision", "compile")  # settings that older records do not have yet
 MEASURED = [
