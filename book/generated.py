@@ -26,7 +26,16 @@ REFERENCE = (
     (
         "api-experiments",
         "Package reference: experiments",
-        ("experiment", "runner", "records", "report", "cost", "parallel", "tracking"),
+        (
+            "experiment",
+            "experiment_file",
+            "runner",
+            "records",
+            "report",
+            "cost",
+            "parallel",
+            "tracking",
+        ),
     ),
     (
         "api-tools",
