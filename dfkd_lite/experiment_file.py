@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -265,7 +266,10 @@ def _sentence(error: Any, place: Where, model: type[BaseModel]) -> str:
         known = ", ".join(_names_at(model, list(error["loc"])))
         return f"'{name}' is {error['input']!r}; expected: text, or names with values ({known})."
     expected = error["msg"].removeprefix("Input should be ").removeprefix("a ")
-    return f"'{name}' is {error['input']!r}; expected: {expected}."
+    hint = ""
+    if expected == "valid number" and re.fullmatch(r"[\d.]+e[+-]?\d+", str(error["input"]), re.I):
+        hint = f" (YAML takes this for text: write {float(error['input']):.1e})"
+    return f"'{name}' is {error['input']!r}; expected: {expected}{hint}."
 
 
 def unknown(wrong: str, known: typing.Sequence[str], name: str = "") -> str:

@@ -118,14 +118,16 @@ def plain(settings: Any) -> Any:
 def described(data: ImageData) -> dict[str, Any]:
     """Which data: name, size, numbers of images, and a checksum of the pixels and labels.
 
-    Of images that are read from disk as they are needed, the checksum is of their files' names.
+    Of images that are read from disk as they are needed, the checksum is of their files' names and
+    sizes.
     """
     digest = hashlib.sha256()
     for split in (data.train, data.val, data.test):
         if isinstance(split, Split):
             digest.update(_bytes(split.images))
         elif split is not None:
-            digest.update("\n".join(path.name for path in split.paths).encode())
+            told = (f"{path.name} {path.stat().st_size}" for path in split.paths)
+            digest.update("\n".join(told).encode())
         if split is not None:
             digest.update(_bytes(split.labels))
     return {

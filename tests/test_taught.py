@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from dfkd_lite import trained
 from dfkd_lite.checkpoint import load_checkpoint, load_network, read_metadata
-from dfkd_lite.data import ImageData, Split, load
+from dfkd_lite.data import FolderSplit, ImageData, Split, load
 from dfkd_lite.errors import InputError
 from dfkd_lite.evaluate import evaluate
 from dfkd_lite.networks import build
@@ -252,6 +253,23 @@ def test_files_of_one_name_in_two_folders_do_not_replace_each_other(digits, tmp_
     quiet(two, short)
     assert path.read_bytes() == content and find_teacher(one, "wrn-10-1", short) == path
     assert find_teacher(two, "wrn-10-1", short) not in (None, path)
+
+
+def test_folders_whose_files_have_the_same_names_are_other_data(digits, tmp_path):
+    def photos(folder: Path, images: torch.Tensor) -> ImageData:
+        folder.mkdir(parents=True)
+        paths = tuple(folder / f"{number}.png" for number in range(len(images)))
+        for path, image in zip(paths, images, strict=True):
+            Image.fromarray(image[0].numpy()).save(path)
+        split = FolderSplit(paths, digits.train.labels[: len(images)], 1, 16)
+        return replace(digits, name=f"{folder}", train=split, test=split)
+
+    images, short = digits.train.images[:20], replace(CONFIG, epochs=1)
+    one = photos(tmp_path / "one/photos", images)
+    other = photos(tmp_path / "other/photos", torch.randint_like(images, 256))
+    quiet(one, short)
+    assert find_teacher(one, "wrn-10-1", short) is not None
+    assert find_teacher(other, "wrn-10-1", short) is None
 
 
 def test_a_name_with_brackets_is_found_again(digits, monkeypatch):
