@@ -13,6 +13,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +103,9 @@ def read_experiment(path: str | Path) -> list[Run]:
     runs: list[Run] = []
     for variant in _variants(source, file):
         if any(run.variant == variant.name for run in runs):
-            raise source.refuse(
-                variant.where, f"two variants are called '{variant.name}': give another name."
-            )
+            where = variant.where or ("grid", next(iter(file.grid)))
+            message = f"two variants are called '{variant.name}': give another name."
+            raise source.refuse(where, message)
         runs += [variant.run(seed) for seed in file.seeds]
     return runs
 
@@ -139,10 +140,11 @@ def _found(path: str | Path) -> Path:
     try:
         if given.is_file():
             return given
-        if given.is_dir():
-            raise InputError(f"{given} is a folder: name one file.")
+        folder = given.is_dir()
     except (OSError, ValueError):  # a name that no file can have
         raise InputError(f"There is no file {str(path)[:60]}...") from None
+    if folder:
+        raise InputError(f"{given} is a folder: name one file.")
     if given.suffix or len(given.parts) > 1:
         near = difflib.get_close_matches(given.stem, known, n=1, cutoff=0.4)
         hint = f" Did you mean {known[near[0]]}?" if near else ""
@@ -164,7 +166,8 @@ def _check_grid(source: Source, file: File) -> None:
             raise source.refuse(where, unknown(axis, [*AXES, *(f"{p}. ..." for p in PARTS)]))
         if axis == "pair" and {"teacher", "student"} & set(file.grid):
             raise source.refuse(where, "'pair' says teacher and student: leave the others out.")
-        inside = [other for other in file.grid if axis.startswith(f"{other}.")]
+        settings = [other for other in file.grid if other not in AXES]
+        inside = [other for other in settings if axis.startswith(f"{other}.")]
         if inside:
             later = max((where, ("grid", inside[0])), key=lambda place: source.lines[place])
             raise source.refuse(later, f"'{axis}' is a part of '{inside[0]}': vary one of them.")
@@ -219,8 +222,9 @@ class _Variant:
         ]
         self.words = words or [" > ".join(self.networks.values())]
         self.name = "_".join(map(_slug, self.words))
-        if len(self.name) > 180:
-            raise source.refuse(where, "the name is too long for a file: give a shorter one.")
+        if not all(map(_slug, self.words)) or len(self.name) > 180:
+            message = f"'{self.name:.40}' cannot name a file: give letters or digits, 180 at most."
+            raise source.refuse(where or ("grid", next(iter(file.grid), "")), message)
 
     def run(self, seed: int) -> Run:
         settings = METHODS[self.method].Config
@@ -315,7 +319,7 @@ class _Variant:
         try:
             return self.source.validated(model, nested, ())
         except InputError as error:  # its line is that of the file: the grid has no such nesting
-            message = str(error).partition(": ")[2]
+            message = re.sub(r"^:\d+: ", "", str(error).removeprefix(str(self.source.path)))
             raise self.source.refuse(where, message) from None
 
     def note(self, value: Any, where: Where, setting: Where) -> None:
@@ -339,6 +343,8 @@ class _Variant:
         for path, where in mine.items():
             try:
                 replaced(settings, _nested(".".join(map(str, path)), _at(self.tree[name], path)))
+            except (KeyError, TypeError):  # taken away by what comes after it: attention: null
+                continue
             except InputError as error:
                 if str(error) == message:
                     return where
@@ -386,6 +392,7 @@ class _Variant:
 _NOT_ACCURACIES = ("resolution", "classes", "lambda")
 
 
+@cache
 def _existing(name: str) -> str:
     try:
         with torch.device("meta"):  # nothing is allocated

@@ -75,14 +75,17 @@ def parse(path: Path) -> Source:
     """
     try:
         content = path.read_bytes()
-        _check_depth(path, content.decode())
-        node = yaml.compose(content.decode(), Loader=yaml.SafeLoader)
+        text = content.decode()
+        _check_depth(path, text)
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}).") from None
-    except (UnicodeDecodeError, yaml.reader.ReaderError) as error:
-        place = error.start if isinstance(error, UnicodeDecodeError) else error.position
-        line = content[:place].count(b"\n") + 1
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}:{line}: this is not text in UTF-8 ({error.reason}).") from None
+    except yaml.reader.ReaderError as error:  # its position counts characters
+        line = text.count("\n", 0, error.position) + 1
+        raise InputError(f"{path}:{line}: this is not YAML ({error.reason}).") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
@@ -164,13 +167,15 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+Text = Annotated[str, Field(min_length=1)]
+#: What becomes a part of a file's name.
 Name = Annotated[str, Field(min_length=1, max_length=120, pattern=r"[A-Za-z0-9]")]
 
 
 class Data(Strict):
     """A data set by name, and the side of its images in pixels."""
 
-    name: Name
+    name: Text
     size: Annotated[int, Field(ge=SIZES[0], le=SIZES[1])] | None = None
 
 
@@ -220,7 +225,7 @@ class Cell(Choices):
 class File(Choices):
     """A whole experiment."""
 
-    about: Name
+    about: Text
     seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field(min_length=1)
     threads: int = Field(default=1, ge=1, le=1024)
     cells: list[Cell] = Field(default=[], min_length=1)

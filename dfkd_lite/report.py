@@ -79,8 +79,9 @@ def _row(group: list[Run], records: dict[tuple[str, str], dict[str, Any]]) -> Ro
     first = group[0]
     found = [records[key] for run in group if (key := (run.experiment, run.name)) in records]
     ended = [record for record in found if not record.get("diverged")]
+    done = [record for record in ended if "student" in record["last"]]
     # beside its students' accuracy stands that of the same teachers
-    taught = [record for record in ended or found if "teacher" in record["last"]]
+    taught = [record for record in done or found if "teacher" in record["last"]]
     return Row(
         experiment=first.experiment,
         variant=first.variant,
@@ -90,7 +91,7 @@ def _row(group: list[Run], records: dict[tuple[str, str], dict[str, Any]]) -> Ro
         planned=len(group),
         diverged=len(found) - len(ended),
         teacher=summarise(taught, "accuracy", "teacher") if taught else None,
-        student=summarise(ended, "accuracy", "student") if ended else None,
+        student=summarise(done, "accuracy", "student") if done else None,
         paper=first.paper["accuracy"] if first.paper else None,
         differs=first.paper["differs"] if first.paper else "",
     )
@@ -167,7 +168,9 @@ def write_html(table: Sequence[Row], path: str | Path) -> None:
 def figure(table: Sequence[Row]) -> go.Figure:
     """Student's accuracy with its standard deviation, and the paper's number, one line a row."""
     measured = [row for row in table if row.student]
-    labels = [html.escape(f"{row.title} · {row.data} ({row.experiment})") for row in measured]
+    labels = [
+        html.escape(f"{row.title} · {row.data} ({row.experiment})", quote=False) for row in measured
+    ]
     ours = [row.student for row in measured if row.student]
     chart = go.Figure()
     chart.add_scatter(

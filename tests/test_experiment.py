@@ -37,6 +37,7 @@ def refuse(read, tmp_path):
         message = str(caught.value)
         assert message.startswith(f"{tmp_path / 'trial.yaml'}:{line}: "), message
         assert "\n" not in message and len(message) < 1500
+        assert message.count("trial.yaml") == 1
         for words in said:
             assert words in message
 
@@ -444,6 +445,12 @@ def test_wrong_names_are_refused_with_line_and_nearest(refuse, text, line, said)
         7,
         "resolution",
     ),
+    (
+        "column of few pixels",
+        "table: table4_medical\n  row: {dataset: PathMNIST}\n  column: resolution",
+        7,
+        "resolution",
+    ),
     ("unknown key", "table: table5_ablation\n  row: {}\n  diffres: x", 7, "mean 'differs'"),
 )  # fmt: skip
 def test_wrong_cells_of_the_paper_are_refused(refuse, text, line, said):
@@ -546,6 +553,18 @@ def test_paper_that_is_not_a_mapping(refuse):
         "cells:\n  - name: a\n    settings: {method: {generator: {attention: null}}}\n",
         7,
         "beta",
+    ),
+    (
+        "two that fit only together, and a mistake",
+        BASE + "settings:\n  distill:\n    episodes: 3\n    warm_up: 1\n    lr: 0\n",
+        8,
+        "lr",
+    ),
+    (
+        "two that do not fit together",
+        BASE + "settings:\n  distill:\n    episodes: 20\n    warm_up: 30\n",
+        7,
+        "warm_up",
     ),
     ("axis against the default", BASE + "grid:\n  distill.episodes: [9, 3]\n", 5, "warm_up"),
     (
@@ -705,6 +724,13 @@ def test_wrong_settings_of_noise_are_refused(refuse, text, line, said):
     ("value not a number", "grid:\n  method.beta: [.nan]\n", 5, "beta", "nan"),
     ("value null", "grid:\n  method.beta: [null]\n", 5, "beta"),
     ("value twice", "grid:\n  method.beta: [0.1, 0.2, 0.1]\n", 5, "beta=0.1"),
+    ("value twice, in two ways", "grid:\n  method.beta: [0, 0.0]\n", 5, "beta"),
+    (
+        "name too long with the grid's",
+        f"cells:\n  - name: {'a' * 100}\ngrid:\n  data: [{'b' * 100}]\n",
+        5,
+        "name",
+    ),
     ("value without letters", "grid:\n  data: [圖]\n", 5),
     ("values of one file's name", "grid:\n  data: [a b, a-b]\n", 5, "a-b"),
     ("data a number", "grid:\n  data: [digits, 3]\n", 5, "data", "3"),
@@ -830,9 +856,21 @@ def test_missing_files_and_folders(tmp_path):
         read_experiment("table5-digit")
     with pytest.raises(InputError, match=r"no file .*tabel5-digits.yaml\. .*/table5-digits.yaml\?"):
         read_experiment(tmp_path / "tabel5-digits.yaml")
-    for path in (tmp_path, tmp_path / "none.yaml", tmp_path / ("a" * 300 + ".yaml"), ""):
+    for path in (tmp_path, ""):
+        with pytest.raises(InputError, match="is a folder"):
+            read_experiment(path)
+    for path in (tmp_path / "none.yaml", tmp_path / ("a" * 300 + ".yaml")):
         with pytest.raises(InputError, match="There is no"):
             read_experiment(path)
+
+
+def test_a_colon_in_the_path_is_no_part_of_the_message(tmp_path):
+    path = tmp_path / "a: b" / "trial.yaml"
+    path.parent.mkdir()
+    path.write_text(BASE + "grid:\n  method.beta: [much]\n")
+    with pytest.raises(InputError) as caught:
+        read_experiment(path)
+    assert str(caught.value).startswith(f"{path}:5: 'method.beta' is 'much'; expected: ")
 
 
 # --- Some of the runs ----------------------------------------------------------------------------

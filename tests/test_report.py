@@ -184,7 +184,7 @@ def test_nothing_but_diverged_runs(tmp_path):
     (row,) = rows(runs, tmp_path)
     assert (row.student, row.planned, row.diverged) == (None, 2, 2)
     assert row.cells[4] == "0 of 2, 2 diverged" and row.cells[6:9] == ("not measured", "", "")
-    assert figure([row]).data[0].x == ()
+    assert figure([row]).data[0].x == figure([row]).data[0].y == ()
 
 
 def test_a_record_without_the_student_s_last_step_is_not_counted(tmp_path):

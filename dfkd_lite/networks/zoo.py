@@ -67,7 +67,7 @@ def build(name: str, classes: int, channels: int = 3, size: int = 32) -> nn.Modu
     check_range("classes", classes, 2)
     check_range("channels", channels, 1)
     check_range("size", size, 16 if name == "vgg-11" else 8)
-    if wide := re.fullmatch(r"wrn-(\d+)-(\d+)", name):
+    if wide := re.fullmatch(r"wrn-(\d{1,3})-(\d{1,3})", name):
         check_range("a WRN's widening factor", int(wide[2]), 1)
         return WideResNet(int(wide[1]), int(wide[2]), classes, channels)
     choose("network", name, NETWORKS)
