@@ -155,7 +155,7 @@ def write_html(table: Sequence[Row], path: str | Path) -> None:
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Measured and published'
         '</title><meta name="viewport" content="width=device-width, initial-scale=1">'
         "<style>body{font-family:sans-serif;margin:1rem}table{border-collapse:collapse}"
-        "td,th{border:1px solid #bbb;padding:.2rem .5rem;text-align:left}"
+        "td,th{border:1px solid #bbb;padding:.2rem .5rem;text-align:left;white-space:nowrap}"
         "div.wide{overflow-x:auto}</style>"
         "<h1>Measured and published</h1><p>Accuracy of the last step on test images, mean and "
         "standard deviation over seeds; differences in percentage points.</p>"
@@ -190,7 +190,7 @@ def figure(table: Sequence[Row]) -> go.Figure:
         marker={"symbol": "diamond-open", "size": 11},
     )
     chart.update_layout(
-        xaxis_title="accuracy of the student at the last step [%]",
+        xaxis={"title": "accuracy of the student at the last step [%]", "range": [None, 101]},
         yaxis={"autorange": "reversed", "automargin": True},
         height=160 + 28 * len(measured),
         template="plotly_white",
