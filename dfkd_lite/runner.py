@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ class Place:
     """
 
     data: Mapping[str, str]
-    records: Path = RECORDS
+    records: Path = field(default_factory=lambda: RECORDS)
     work: Path = Path("runs")
     device: str = "auto"
     resume: bool = False
