@@ -483,7 +483,7 @@ def test_forged_weights_are_refused(tmp_path):
     nan = checkpoint.to_safetensors({"w": torch.tensor([float("nan")])})
     for folder, content, message in (
         ("a", b"not safetensors", "is damaged"),
-        ("b", nan, "student in .* has NaN"),
+        ("b", nan, r"is damaged \(student has NaN"),
     ):
         forge(tmp_path / folder, **{"student.safetensors": content})
         with pytest.raises(InputError, match=message):
