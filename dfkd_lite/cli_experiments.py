@@ -153,8 +153,9 @@ def _state(run: Run, place: Place) -> str:
 
 
 def _cost(run: Run, place: Place, known: dict[Any, Cost | None]) -> Cost | None:
-    """Measured once for all runs that differ in nothing that takes time."""
-    key = (run.data, run.size, run.teacher, run.student, repr(replace(run.method)), run.threads)
+    """Measured once for all runs that differ in nothing but the seed."""
+    settings = replace(run.teach, seed=0), replace(run.distill, seed=0), run.method
+    key = (run.data, run.size, run.teacher, run.student, repr(settings), run.threads)
     if key not in known:
         try:
             known[key] = measure_cost(run, place, load_data(run, place))
