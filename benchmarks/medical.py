@@ -2,8 +2,9 @@
 
     python benchmarks/medical.py --data PATH/pneumoniamnist.npz --work runs
 
-One record a run: the ROC curve, the reliability diagram, and how alike teacher and student look at
-the real images. Reads the students that ``dfkd run`` left below --work.
+One record a run: the ROC curve, the reliability diagram, how alike teacher and student look at the
+real images, and what a threshold that is set on synthetic images would do. Reads the students and
+generators that ``dfkd run`` left below --work.
 """
 
 from __future__ import annotations
@@ -16,20 +17,22 @@ from typing import Any
 
 import torch
 from sklearn.metrics import roc_curve
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from dfkd_lite.cam import explain
-from dfkd_lite.checkpoint import load_network
-from dfkd_lite.data import ImageData
+from dfkd_lite.checkpoint import load_network, load_weights
+from dfkd_lite.data import ImageData, normalise
 from dfkd_lite.evaluate import accuracy, cam_consistency, evaluate, predict
 from dfkd_lite.experiment import read_experiment
+from dfkd_lite.generator import AttentionGenerator
 from dfkd_lite.networks import NetworkSpec, find_layers
 from dfkd_lite.records import RECORDS, environment, write_record
 from dfkd_lite.runner import Place, load_data, teach_run
 
 EXPERIMENT = "table4-28px"
 POINTS = 41  # of a ROC curve, evenly over the false positive rate
+SYNTHETIC = 1024  # images that the threshold is set on
 
 
 def main() -> None:
@@ -47,6 +50,8 @@ def main() -> None:
         data = load_data(run, place)
         teacher, spec, _ = teach_run(run, place, data)
         student, _ = load_network(weights)
+        generator = AttentionGenerator(data.size, data.channels, run.method.generator)
+        load_weights(weights.with_name("generator.safetensors"), generator)
         record = {
             "experiment": "medical",
             "name": run.name,
@@ -55,46 +60,78 @@ def main() -> None:
             "settings": {"of": EXPERIMENT, "points": POINTS},
             "environment": environment(),
             "started": started,
-            "last": measure(teacher, student, data, replace(spec, network=run.student)),
+            "last": measure(
+                teacher, student, generator.eval(), data, replace(spec, network=run.student)
+            ),
         }
         write_record(record, options.out)
 
 
 def measure(
-    teacher: nn.Module, student: nn.Module, data: ImageData, spec: NetworkSpec
+    teacher: nn.Module, student: nn.Module, generator: nn.Module, data: ImageData, spec: NetworkSpec
 ) -> dict[str, dict[str, Any]]:
-    """ROC, reliability and the rest for both, and the likeness of their maps for the student."""
+    """ROC, reliability and the rest for both; for the student also the likeness of the maps, and
+    the accuracy with :func:`matched_threshold`."""
     report = {
         "teacher": evaluate(teacher, data.test, spec) | roc(teacher, data, spec),
         "student": evaluate(student, data.test, spec, teacher) | roc(student, data, spec),
     }
-    report["student"]["cam_consistency"] = cam_consistency(
-        last_maps(student, data, spec), last_maps(teacher, data, spec)
-    )
+    logits, labels = predict(student, data.test, spec.mean, spec.std)
+    threshold = matched_threshold(teacher, student, generator, spec)
+    report["student"] |= {
+        "matched_threshold": threshold,
+        "matched_accuracy": at_threshold(logits, labels, threshold),
+        "cam_consistency": consistency(teacher, student, data, spec),
+    }
     return report
+
+
+@torch.no_grad()
+def matched_threshold(
+    teacher: nn.Module, student: nn.Module, generator: nn.Module, spec: NetworkSpec
+) -> float:
+    """What class 1's logit must be ahead by for the student to name class 1 as often as the teacher
+    does, on synthetic images: needs no real ones."""
+    rng = torch.Generator().manual_seed(0)
+    images = generator(torch.randn(SYNTHETIC, generator.config.z_dim, generator=rng))
+    x = normalise(images, spec.mean, spec.std)
+    share = (teacher(x).argmax(1) == 1).double().mean()
+    return margins(student(x)).quantile(1 - share).item()
+
+
+def margins(logits: Tensor) -> Tensor:
+    return (logits[:, 1] - logits[:, 0]).double()
+
+
+def at_threshold(logits: Tensor, labels: Tensor, threshold: float) -> float:
+    return accuracy(logits - torch.tensor([0.0, threshold]), labels)
 
 
 def roc(model: nn.Module, data: ImageData, spec: NetworkSpec) -> dict[str, Any]:
     """True positive rate on a grid of false positive rates; and the accuracy of the best threshold,
     which is found on the test images and so is no result."""
     logits, labels = predict(model, data.test, spec.mean, spec.std)
-    margin = (logits[:, 1] - logits[:, 0]).double()
+    margin = margins(logits)
     false, true, _ = roc_curve(labels, margin, drop_intermediate=False)
     grid = torch.linspace(0, 1, POINTS).double()
     at = torch.searchsorted(torch.tensor(false), grid, right=True) - 1
-    thresholds = margin.unique()
-    best = max(accuracy(logits - torch.tensor([0.0, float(t)]), labels) for t in thresholds[::4])
+    best = max(at_threshold(logits, labels, float(t)) for t in margin.unique()[::4])
     return {"roc": torch.tensor(true)[at].tolist(), "best_threshold_accuracy": best}
 
 
-def last_maps(model: nn.Module, data: ImageData, spec: NetworkSpec) -> torch.Tensor:
-    """Maps of the last stage for the network's own prediction, of all test images."""
-    layers = find_layers(model, spec.image_shape)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (spec.mean, spec.std))
-    maps = [
-        explain(model, (images - mean) / std, layers)[1][-1] for images, _ in data.test.batches(128)
-    ]
-    return torch.cat(maps)
+def consistency(
+    teacher: nn.Module, student: nn.Module, data: ImageData, spec: NetworkSpec
+) -> float:
+    """Likeness of the last stage's maps on all test images, for the class that the teacher names
+    (open point 7)."""
+    found: dict[str, list[Tensor]] = {"teacher": [], "student": []}
+    for images, _ in data.test.batches(128):
+        x = normalise(images, spec.mean, spec.std)
+        classes = teacher(x).argmax(1)
+        for name, model in (("teacher", teacher), ("student", student)):
+            layers = find_layers(model, spec.image_shape)
+            found[name].append(explain(model, x, layers, classes)[1][-1])
+    return cam_consistency(torch.cat(found["student"]), torch.cat(found["teacher"]))
 
 
 if __name__ == "__main__":

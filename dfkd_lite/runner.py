@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,15 @@ def load_data(run: Run, place: Place) -> ImageData:
     """
     source = place.data.get(run.data, run.data)
     try:
-        return replace(load(source, size=run.size, download=place.download), name=run.data)
+        return replace(_loaded(source, run.size, place.download), name=run.data)
     except InputError as error:
         hint = f"give its place with --data {run.data}=PATH" if source == run.data else source
         raise InputError(f"The data of '{run.experiment}': {error} ({hint})") from None
+
+
+@lru_cache(maxsize=1)  # the runs of a grid, one after the other, mostly share it
+def _loaded(source: str, size: int | None, download: bool) -> ImageData:
+    return load(source, size=size, download=download)
 
 
 def teach_run(run: Run, place: Place, data: ImageData | None = None) -> tuple[Any, ...]:
