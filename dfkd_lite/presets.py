@@ -46,7 +46,6 @@ PRESETS: dict[str, Preset] = {
         method=FsscConfig(
             synthesis_batch=64,
             adversarial_weight=1.0,
-            beta=0.1,  # at 1 the activation maps outweigh the outputs for most of a short run
             generator=GeneratorConfig(width=32),
         ),
     ),
