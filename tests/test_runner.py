@@ -25,7 +25,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
-from dfkd_lite import checkpoint, cli, runner
+from dfkd_lite import checkpoint, cli, cli_experiments, runner
 from dfkd_lite.cost import Cost
 from dfkd_lite.errors import InputError
 from dfkd_lite.experiment import read_experiment
@@ -860,6 +860,33 @@ def test_dry_run_without_the_data_says_what_is_missing(tmp_path, capsys):
     assert "a_seed7: to do, cost unknown" in lines[0] and "--data mine=PATH" in lines[0]
     assert lines[-1].endswith("and 2 runs of unknown cost")
     assert everything(tmp_path) == before
+
+
+def test_dry_run_times_each_setting_once_and_reads_the_data_once(tmp_path, monkeypatch, capsys):
+    cells = [
+        {"name": "a"},
+        {"name": "larger", "settings": {"distill": {"batch_size": 32}}},
+        {"name": "rounded", "settings": {"teach": {"precision": "bfloat16"}}},
+    ]
+    lay(tmp_path, cells=cells, seeds=[7, 8])
+    timed, read = [], []
+    load = runner.load
+
+    def timing(run, place, data):
+        timed.append(run.variant)
+        return Cost(len(timed), len(timed), 0.0)
+
+    def reading(source, **options):
+        read.append(source)
+        return load(source, **options)
+
+    monkeypatch.setattr(cli_experiments, "measure_cost", timing)
+    monkeypatch.setattr(runner, "load", reading)
+    assert dfkd(tmp_path, "--dry-run") == 0
+    assert timed == ["a", "larger", "rounded"]  # seeds share a cost, settings do not
+    assert read == [f"{tmp_path}/mine.npz"]
+    costs = [line.rpartition("about ")[2] for line in capsys.readouterr().out.splitlines()[:6]]
+    assert costs == ["6 s", "6 s", "12 s", "12 s", "18 s", "18 s"]  # episodes of 1, 2, 3 seconds
 
 
 def test_costs_are_multiplied_out(tmp_path):
