@@ -175,8 +175,8 @@ def report(options: argparse.Namespace) -> None:
     files = options.file or sorted(EXPERIMENTS.glob("*.yaml"))
     runs = [run for file in files for run in read_experiment(file)]
     table = rows(select(runs, options.only), options.records)
-    print(text_table(table))
     if options.html:
         write_html(table, options.html)
     if options.csv:
         write_csv(table, options.csv)
+    print(text_table(table))

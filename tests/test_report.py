@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import statistics
+import subprocess
+import sys
 from html.parser import HTMLParser
 from math import sqrt
 
@@ -486,6 +488,17 @@ def test_command_writes_files_for_some_runs(file, records, tmp_path, capsys):
         "92.00%", "87.00%",
     ]  # fmt: skip
     assert "87.00%" in capsys.readouterr().out
+
+
+def test_command_ends_quietly_when_nobody_reads_on(file, records, tmp_path):
+    page = tmp_path / "page.html"
+    command = [sys.executable, "-m", "dfkd_lite", "report", str(file), "--records", str(records)]
+    with subprocess.Popen(
+        [*command, "--html", str(page)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1 and page.stat().st_size > 1000
 
 
 def test_command_takes_several_files(file, records, tmp_path, capsys):
