@@ -76,10 +76,11 @@ def main() -> None:
                            changes={}, paper=None)) + repr(shape(run)[:2])  # fmt: skip
         if key not in known:
             known[key] = measure_cost(measured, place, blank(measured))
-        rows.append(row(run, known[key], divisor))
+        found = row(run, known[key], divisor)
+        rows.append(found)
         tqdm.write(
-            f"{run.experiment:14} {run.title:50} teacher {rows[-1]['teacher'] / 3600:7.2f} h, "
-            f"student {rows[-1]['student'] / 3600:7.2f} h"
+            f"{run.experiment:14} {run.title:50} teacher {found['teacher'] / 3600:7.2f} h, "
+            f"student {found['student'] / 3600:7.2f} h"
         )
     if options.json:
         where = environment(options.device if options.device != "auto" else "cpu")
@@ -135,7 +136,7 @@ def blank(run: Run) -> ImageData:
     )
 
 
-def row(run: Run, step: Cost, divisor: int) -> dict[str, object]:
+def row(run: Run, step: Cost, divisor: int) -> dict[str, Any]:
     """Times in seconds; ``step`` has those of one step of the teacher and of divided batches."""
     channels, side, classes, images = shape(run)
     teacher_step = step.epoch * divisor
