@@ -70,18 +70,18 @@ def main() -> None:
 def measure(
     teacher: nn.Module, student: nn.Module, generator: nn.Module, data: ImageData, spec: NetworkSpec
 ) -> dict[str, dict[str, Any]]:
-    """ROC, reliability and the rest for both; for the student also the likeness of the maps, and
-    the accuracy with :func:`matched_threshold`."""
+    """ROC, reliability and the rest for both, with the thresholds that need no real image; for the
+    student also the likeness of the maps."""
     report = {
-        "teacher": evaluate(teacher, data.test, spec) | roc(teacher, data, spec),
-        "student": evaluate(student, data.test, spec, teacher) | roc(student, data, spec),
+        "teacher": evaluate(teacher, data.test, spec) | curve(teacher, data, spec),
+        "student": evaluate(student, data.test, spec, teacher) | curve(student, data, spec),
     }
     logits, labels = predict(student, data.test, spec.mean, spec.std)
     threshold = matched_threshold(teacher, student, generator, spec)
     report["student"] |= {
         "matched_threshold": threshold,
         "matched_accuracy": at_threshold(logits, labels, threshold),
-        "cam_consistency": consistency(teacher, student, data, spec),
+        "cam": consistency(teacher, student, data, spec),
     }
     return report
 
@@ -107,31 +107,53 @@ def at_threshold(logits: Tensor, labels: Tensor, threshold: float) -> float:
     return accuracy(logits - torch.tensor([0.0, threshold]), labels)
 
 
-def roc(model: nn.Module, data: ImageData, spec: NetworkSpec) -> dict[str, Any]:
-    """True positive rate on a grid of false positive rates; and the accuracy of the best threshold,
-    which is found on the test images and so is no result."""
+def curve(model: nn.Module, data: ImageData, spec: NetworkSpec) -> dict[str, Any]:
+    """True positive rate on a grid of false positive rates; the accuracy of the best threshold,
+    which is found on the test images and so is no result; and that of the threshold that follows
+    from the shares of the classes, in training and in the test set, alone."""
     logits, labels = predict(model, data.test, spec.mean, spec.std)
     margin = margins(logits)
     false, true, _ = roc_curve(labels, margin, drop_intermediate=False)
     grid = torch.linspace(0, 1, POINTS).double()
     at = torch.searchsorted(torch.tensor(false), grid, right=True) - 1
-    best = max(at_threshold(logits, labels, float(t)) for t in margin.unique()[::4])
-    return {"roc": torch.tensor(true)[at].tolist(), "best_threshold_accuracy": best}
+    prior = log_odds(data.train.labels) - log_odds(labels)
+    return {
+        "roc": torch.tensor(true)[at].tolist(),
+        "best_threshold_accuracy": max(
+            at_threshold(logits, labels, float(t)) for t in margin.unique()
+        ),
+        "prior_threshold": prior,
+        "prior_accuracy": at_threshold(logits, labels, prior),
+    }
+
+
+def log_odds(labels: Tensor) -> float:
+    """Of class 1 against class 0."""
+    share = (labels == 1).double().mean()
+    return torch.logit(share).item()
 
 
 def consistency(
     teacher: nn.Module, student: nn.Module, data: ImageData, spec: NetworkSpec
-) -> float:
-    """Likeness of the last stage's maps on all test images, for the class that the teacher names
-    (open point 7)."""
-    found: dict[str, list[Tensor]] = {"teacher": [], "student": []}
+) -> dict[str, list[float]]:
+    """Likeness of the last stage's maps on the test images, for the class that the teacher names
+    (open point 7) and by that class: with the teacher's map of the same image, and, to compare,
+    with its map of another image of that class."""
+    found: dict[str, list[Tensor]] = {"teacher": [], "student": [], "named": []}
     for images, _ in data.test.batches(128):
         x = normalise(images, spec.mean, spec.std)
-        classes = teacher(x).argmax(1)
+        named = teacher(x).argmax(1)
+        found["named"].append(named)
         for name, model in (("teacher", teacher), ("student", student)):
             layers = find_layers(model, spec.image_shape)
-            found[name].append(explain(model, x, layers, classes)[1][-1])
-    return cam_consistency(torch.cat(found["student"]), torch.cat(found["teacher"]))
+            found[name].append(explain(model, x, layers, named)[1][-1])
+    theirs, ours, named = (torch.cat(found[name]) for name in ("teacher", "student", "named"))
+    likeness: dict[str, list[float]] = {"same": [], "other": []}
+    for k in range(spec.classes):
+        of_class = named == k
+        likeness["same"].append(cam_consistency(ours[of_class], theirs[of_class]))
+        likeness["other"].append(cam_consistency(ours[of_class], theirs[of_class].roll(1, 0)))
+    return likeness
 
 
 if __name__ == "__main__":
