@@ -43,6 +43,7 @@ REFERENCE = (
         (
             "evaluate",
             "signs",
+            "fidelity",
             "shortcut",
             "privacy",
             "shipped",

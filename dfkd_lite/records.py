@@ -66,6 +66,7 @@ class Record(BaseModel):
     diverged: str | None = None  # why there is no last step
     best_on_test: dict[str, Any] | None = None  # chosen by looking at test images: not a result
     history: list[dict[str, float | None]] = []  # one row an episode
+    images: dict[str, float] = {}  # the pool against real images: see fidelity.image_report()
     images_png: str = ""  # the last images made, base64
 
 

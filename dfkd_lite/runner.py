@@ -24,6 +24,7 @@ from .distill import Distillation
 from .errors import DivergedError, InputError
 from .evaluate import accuracy, evaluate, predict
 from .experiment import Run
+from .fidelity import IMAGES, image_report
 from .networks import NetworkSpec, build, count_parameters
 from .records import RECORDS, described, environment, peak_memory, plain, record_path, write_record
 from .signs import data_free_signs
@@ -173,6 +174,14 @@ def _distil(
     except DivergedError as error:  # that too is a result
         diverged = str(error)
     history = distillation.history
+    problem = distillation.running.problem
+    report_on = image_report(
+        problem.teacher,
+        problem.teacher_layers,
+        data.train,
+        distillation.pool.newest(IMAGES),
+        problem.normalise,
+    )
     sheet = tile(distillation.pool.newest(batch)[:16].cpu(), columns=8)
     return {
         "seconds": phases(history),
@@ -181,6 +190,7 @@ def _distil(
         "last": last,
         "best_on_test": best_on_test(history),
         "history": history,
+        "images": report_on,
         "images_png": base64.b64encode(png(sheet, zoom=1)).decode(),
     }
 
