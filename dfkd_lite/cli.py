@@ -79,9 +79,10 @@ def _teach(options: argparse.Namespace) -> None:
 
 def _distill(options: argparse.Namespace) -> None:
     teacher, spec = load_network(options.teacher)
-    chosen = preset(options.preset)
+    name = choose("method", options.method, [m for m in METHODS if m != "given"])
+    chosen = preset(options.preset).of_method(name)
     config = override(chosen.distill, [f"seed={options.seed}", *_for(options.set, "")])
-    method = _method(options, chosen.method)
+    method = override(chosen.method, _for(options.set, "method."))
     student = options.student or chosen.student
     watched = _watched(options, spec)
     run = Distillation(
@@ -146,11 +147,17 @@ def _evaluate(options: argparse.Namespace) -> None:
         write_json(options.json, report)
 
 
-def _method(options: argparse.Namespace, default: Any) -> Any:
-    name = choose("method", options.method, [m for m in METHODS if m != "given"])
-    config = METHODS[name].Config
-    settings = default if isinstance(default, config) else config()
-    return override(settings, _for(options.set, "method."))
+def _methods(options: argparse.Namespace) -> None:
+    """What ``--method`` knows: a line each, and what making images costs as published."""
+    print(f"{'name':13} {'year':5} {'cost':>7}  {'idea':66} source")
+    for name, method in METHODS.items():
+        if method.about is not None:
+            about, published = method.about, preset("paper").of_method(name)
+            loop = published.distill
+            learnt_from = (loop.episodes - loop.warm_up) * loop.student_steps * loop.batch_size
+            cost = method.evaluations(published.method, loop) / learnt_from
+            print(f"{name:13} {about.year:<5} {cost:7.2f}  {about.idea:66} {about.source}")
+    print("cost: images sent through the teacher to make images, for each that the student reads")
 
 
 def _for(assignments: list[str], prefix: str) -> list[str]:
@@ -203,13 +210,15 @@ def _parser() -> argparse.ArgumentParser:
     add = _common(commands, "distill", _distill, "distil a saved teacher into a student")
     add.add_argument("--teacher", required=True, help="file written by dfkd teach")
     add.add_argument("--student", help=f"{', '.join(NETWORKS)} or any wrn-d-k (the preset's)")
-    add.add_argument("--method", default="fssc", help="fssc, or noise as a baseline (%(default)s)")
+    add.add_argument("--method", default="fssc", help="see dfkd methods (%(default)s)")
     add.add_argument("--out", default="runs/student", help="folder to write (%(default)s)")
     add.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     add.add_argument("--watch", metavar="DATA", help="measure on this data's test images")
     add.add_argument("--data-root", help="folder of data sets ($DFKD_DATA, or data/downloads)")
     add.add_argument("--download", action="store_true", help="fetch what is missing of --watch")
     _run_options(add, "episodes=50 or method.beta=0 or method.generator.attention.lam=0.3")
+
+    _common(commands, "methods", _methods, "list the methods")
 
     add = _common(commands, "evaluate", _evaluate, "measure a saved network on real images")
     add.add_argument("--network", required=True, help="file written by dfkd teach or distill")

@@ -117,6 +117,7 @@ class Distillation:
                 spec,
                 self._device,
                 torch.Generator(self._device).manual_seed(config.seed),
+                config.episodes,
             )
             self.rng, self.normalise = problem.rng, problem.normalise
             self.running = create(self.method, problem)

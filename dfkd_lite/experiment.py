@@ -208,8 +208,8 @@ class _Variant:
         point: dict[str, tuple[int, Any]],
     ) -> None:
         self.source, self.file, self.where, self.cell, self.point = source, file, where, cell, point
-        self.base = preset(self.choice("preset", "preset", PRESETS))
         self.method = self.choice("method", "method", RUNNABLE)
+        self.base = preset(self.choice("preset", "preset", PRESETS)).of_method(self.method)
         self.data = self.data_choice()
         self.networks = {role: self.network(role) for role in ("teacher", "student")}
         self.leaves: dict[Where, Where] = {}  # a setting's place among the settings -> in the file
@@ -227,8 +227,6 @@ class _Variant:
             raise source.refuse(where or ("grid", next(iter(file.grid), "")), message)
 
     def run(self, seed: int) -> Run:
-        settings = METHODS[self.method].Config
-        kept = self.base.method if isinstance(self.base.method, settings) else settings()
         return Run(
             experiment=self.source.path.stem,
             name=f"{self.name}_seed{seed}",
@@ -240,7 +238,7 @@ class _Variant:
             **self.networks,
             teach=self.part("teach", self.base.teach, seed),
             distill=self.part("distill", self.base.distill, seed),
-            method=self.part("method", kept),
+            method=self.part("method", self.base.method),
             threads=self.file.threads,
             changes=self.changes(),
             paper=self.paper,

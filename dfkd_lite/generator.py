@@ -150,13 +150,24 @@ class AttentionGenerator(nn.Module):
         return [f"attentions.{number}.softmax" for number in range(len(self.attentions))]
 
     def forward(self, z: Tensor) -> Tensor:
+        return self.decode(self.first_map(z), 0)
+
+    def first_map(self, z: Tensor) -> Tensor:
+        """What the first layer makes of z: (B, 2 * width, s, s)."""
         start = self.sizes[0]
-        x = self.stem_bn(self.stem(z).view(z.shape[0], -1, start, start))
-        for number, size in enumerate(self.sizes[1:]):
-            x = self.doublings[number](x)[:, :, :size, :size]  # cut where the size is odd
-            x = self.blocks[number](x)
-            if self.attentions:
-                x = self.attentions[number](x)
+        return self.stem_bn(self.stem(z).view(z.shape[0], -1, start, start))
+
+    def block(self, x: Tensor, number: int) -> Tensor:
+        """Block ``number``: the next larger map."""
+        size = self.sizes[number + 1]
+        x = self.doublings[number](x)[:, :, :size, :size]  # cut where the size is odd
+        x = self.blocks[number](x)
+        return self.attentions[number](x) if self.attentions else x
+
+    def decode(self, x: Tensor, number: int) -> Tensor:
+        """Images from the map that block ``number`` reads."""
+        for later in range(number, len(self.blocks)):
+            x = self.block(x, later)
         return torch.sigmoid(full(self.to_image(x)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -11,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .devices import full
-from .errors import InputError, check_range
-from .kd import kl_divergence
+from .errors import InputError, check_range, choose
+from .kd import jensen_shannon, kl_divergence, l1_logits
 from .networks import batch_norms
-from .parallel import pooled_statistics
+from .parallel import mean, pooled_statistics
 
 
 class _BatchStatistics(torch.autograd.Function):
@@ -56,21 +57,23 @@ class BatchNormLoss:
 
     With ``momentum`` (FastDFKD: 0.9) the statistics compared are moving averages: those of this
     batch blended into those of the batches before, which :meth:`remember` moves on. Small batches
-    need not look like the whole data, only their stream must.
+    need not look like the whole data, only their stream must. ``first`` multiplies the distance of
+    the first layer, the one that is nearest to the pixels (DFQ: 5, DeepInversion: 10).
 
     Raises:
         InputError: the teacher has no batch-norm layer with running statistics.
     """
 
-    def __init__(self, teacher: nn.Module, momentum: float = 0.0) -> None:
+    def __init__(self, teacher: nn.Module, momentum: float = 0.0, first: float = 1.0) -> None:
         check_range("momentum of the batch statistics", momentum, 0, 0.9999)
+        check_range("weight of the first layer's statistics", first, 0)
         self.layers = batch_norms(teacher)
         if not self.layers:
             raise InputError(
                 "The teacher has no batch-norm layers with running statistics, so L_BN cannot be "
                 "computed: set bn_weight=0, and let L_cls and the image priors do the work."
             )
-        self.momentum = momentum
+        self.momentum, self.first = momentum, first
         self.average: dict[str, tuple[Tensor, Tensor]] = {}
         self._newest: dict[str, tuple[Tensor, Tensor]] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -103,6 +106,8 @@ class BatchNormLoss:
         terms = [
             statistics_distance(*self._blended(name), self.layers[name]) for name in self._newest
         ]
+        if self.first != 1:
+            terms[0] = self.first * terms[0]
         return torch.stack(terms).sum()
 
     def remember(self) -> None:
@@ -125,18 +130,48 @@ def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(full(logits), labels)
 
 
+#: How far two networks' answers to an image are apart, (B, K) logits each -> (B,).
+DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "kl": partial(kl_divergence, temperature=1.0, reduce=False),  # Eq. 16
+    "js": partial(jensen_shannon, temperature=3.0, reduce=False),  # ADI
+    "l1": partial(l1_logits, reduce=False),  # DFAD
+}
+
+
 def adversarial_loss(
-    student_logits: Tensor, teacher_logits: Tensor, agree_only: bool = True
+    student_logits: Tensor, teacher_logits: Tensor, agree_only: bool = True, divergence: str = "kl"
 ) -> Tensor:
     """-L_KD of Eq. 16 at temperature 1: low where the student is far from the teacher.
 
     ``agree_only`` counts just the images on whose class both agree (FastDFKD's "decision
     adversarial" form): images that cross a class border are not sought. Mean over all B images.
+
+    Raises:
+        InputError: a ``divergence`` that :data:`DIVERGENCES` does not have.
     """
-    divergence = kl_divergence(student_logits, teacher_logits, temperature=1.0, reduce=False)
+    distance = DIVERGENCES[choose("divergence", divergence, DIVERGENCES)]
+    apart = distance(student_logits, teacher_logits)
     if agree_only:
-        divergence = divergence * (student_logits.argmax(1) == teacher_logits.argmax(1))
-    return -divergence.mean()
+        apart = apart * (student_logits.argmax(1) == teacher_logits.argmax(1))
+    return -apart.mean()
+
+
+def mean_answer_entropy(logits: Tensor) -> Tensor:
+    """H of the batch's mean answer, in nats: ln K where all classes are named equally often.
+
+    logits (B, K). DAFL and DFQ let it rise, so that a batch has all classes.
+    """
+    p = mean(full(logits).softmax(1).mean(0))
+    return -torch.special.xlogy(p, p).sum()
+
+
+def answer_entropy(logits: Tensor) -> Tensor:
+    """Mean over images of the entropy of the answer, in nats: 0 where the network is sure.
+
+    logits (B, K). DFQ lets it fall.
+    """
+    log_p = full(logits).log_softmax(1)
+    return -(log_p.exp() * log_p).sum(1).mean()
 
 
 def total_variation(images: Tensor) -> Tensor:

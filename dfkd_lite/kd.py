@@ -84,14 +84,16 @@ def mse_logits(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return F.mse_loss(student_logits, teacher_logits)
 
 
-def l1_logits(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Mean over batch and classes of the absolute difference of two (B, K) logits: a scalar.
+def l1_logits(student_logits: Tensor, teacher_logits: Tensor, reduce: bool = True) -> Tensor:
+    """Mean over batch and classes of the absolute difference of two (B, K) logits: a scalar; with
+    ``reduce=False`` over the classes only: (B,).
 
     Raises:
         InputError: shapes that differ or are not (B, K).
     """
     student_logits, teacher_logits = _checked_pair(student_logits, teacher_logits)
-    return F.l1_loss(student_logits, teacher_logits)
+    per_image = (student_logits - teacher_logits).abs().mean(1)
+    return per_image.mean() if reduce else per_image
 
 
 def squared_distance(student_logits: Tensor, teacher_logits: Tensor, reduce: bool = True) -> Tensor:

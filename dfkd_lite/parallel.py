@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from .devices import full
 from .errors import InputError
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def start(device: str = "auto") -> None:
@@ -156,7 +158,7 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(variance * (size / (size - 1)), step)
 
 
-def synchronise(network: nn.Module) -> nn.Module:
+def synchronise(network: M) -> M:
     """Let every batch-norm of ``network`` see the whole batch, where there are several processes.
 
     In place: names and weights stay.

@@ -5,11 +5,38 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import choose
-from .base import Method, Problem
+from .adi import Adi, AdiConfig
+from .base import About, Method, Problem
 from .baselines import Given, GivenConfig, Noise, NoiseConfig
+from .cmi import Cmi, CmiConfig
+from .dafl import Dafl, DaflConfig
+from .dfad import Dfad, DfadConfig
+from .dfq import Dfq, DfqConfig
+from .fastdfkd import FastDfkd, FastDfkdConfig
 from .fssc import Fssc, FsscConfig
+from .lsgdfd import LsGdfd, LsGdfdConfig
+from .mix import Mix, MixConfig
+from .nayer import Nayer, NayerConfig
+from .spaceshipnet import SpaceshipNet, SpaceshipNetConfig
+from .zskt import Zskt, ZsktConfig
 
-METHODS: dict[str, type[Method]] = {"fssc": Fssc, "noise": Noise, "given": Given}
+#: By the name that commands and experiment files use, in order of their years.
+METHODS: dict[str, type[Method]] = {
+    "dafl": Dafl,
+    "zskt": Zskt,
+    "dfad": Dfad,
+    "adi": Adi,
+    "dfq": Dfq,
+    "ls-gdfd": LsGdfd,
+    "cmi": Cmi,
+    "fastdfkd": FastDfkd,
+    "spaceshipnet": SpaceshipNet,
+    "nayer": Nayer,
+    "fssc": Fssc,
+    "mix": Mix,
+    "noise": Noise,
+    "given": Given,
+}
 
 
 def create(config: Any, problem: Problem) -> Method:
@@ -25,13 +52,25 @@ def create(config: Any, problem: Problem) -> Method:
 
 __all__ = [
     "METHODS",
+    "About",
+    "AdiConfig",
+    "CmiConfig",
+    "DaflConfig",
+    "DfadConfig",
+    "DfqConfig",
+    "FastDfkdConfig",
     "Fssc",
     "FsscConfig",
     "Given",
     "GivenConfig",
+    "LsGdfdConfig",
     "Method",
+    "MixConfig",
+    "NayerConfig",
     "Noise",
     "NoiseConfig",
     "Problem",
+    "SpaceshipNetConfig",
+    "ZsktConfig",
     "create",
 ]

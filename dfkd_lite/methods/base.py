@@ -18,6 +18,18 @@ Logs = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
+class About:
+    """Where a method is from. ``loop`` is what its authors' loop has otherwise than
+    ``DistillConfig``'s defaults, by name; what this one cannot express is in the method's file."""
+
+    title: str
+    year: int
+    idea: str  # in a line
+    source: str
+    loop: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Problem:
     """What a method is given: a frozen teacher, the layers of both networks, and one source of
     randomness. There is no data in it."""
@@ -28,6 +40,7 @@ class Problem:
     spec: NetworkSpec
     device: torch.device
     rng: torch.Generator
+    episodes: int = 1  # of the whole run: some methods have schedules of their own
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images in [0, 1] -> what both networks read."""
@@ -50,10 +63,16 @@ class Method:
     """Base of the methods. Subclasses give ``Config``, :meth:`synthesise`, and what they keep."""
 
     Config: type
+    about: About | None = None  # None: no method of its own, but something to compare with
 
     def __init__(self, problem: Problem, config: Any) -> None:
         self.problem = problem
         self.config = config
+
+    @classmethod
+    def evaluations(cls, config: Any, loop: Any) -> int:
+        """How many images a run sends through the teacher to make images, by its settings."""
+        return loop.episodes * config.steps * config.synthesis_batch
 
     def synthesise(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs]:
         """New images (B, C, H, W) in [0, 1], and the losses behind them.

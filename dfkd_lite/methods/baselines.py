@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,10 @@ class Noise(Method):
     """
 
     Config = NoiseConfig
+
+    @classmethod
+    def evaluations(cls, config: Any, loop: Any) -> int:
+        return 0
 
     def synthesise(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs]:
         problem = self.problem
@@ -64,6 +69,10 @@ class Given(SpatialMethod):
     """Draws from given images instead of making any: distillation *with* data (Eq. 1)."""
 
     Config = GivenConfig
+
+    @classmethod
+    def evaluations(cls, config: Any, loop: Any) -> int:
+        return 0
 
     def synthesise(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs]:
         pool = self.config.images

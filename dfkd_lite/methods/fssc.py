@@ -19,10 +19,10 @@ from ..devices import placed
 from ..errors import check_range
 from ..generator import AttentionGenerator, GeneratorConfig
 from ..inversion import BatchNormLoss, adversarial_loss, class_loss
-from ..meta import MetaConfig, MetaLearner
+from ..meta import Adaptation, MetaConfig, MetaLearner
 from ..msarc import MsarcConfig
 from ..parallel import mean, synchronise
-from .base import Logs, Problem, SpatialMethod
+from .base import About, Logs, Problem, SpatialMethod
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,10 @@ class Fssc(SpatialMethod):
     """See the module. ``generator`` keeps its name and weights through the run."""
 
     Config = FsscConfig
+    about = About(
+        "FSSC", 2024, "attention, a meta-learned generator, and consistent activation regions",
+        "Liang et al., Scientific Reports 2024", {},
+    )  # fmt: skip
 
     def __init__(self, problem: Problem, config: FsscConfig) -> None:
         super().__init__(problem, config)
@@ -65,17 +69,25 @@ class Fssc(SpatialMethod):
         self.learner = MetaLearner(self.generator, config.meta)
         self.bn = BatchNormLoss(problem.teacher, config.bn_momentum) if config.bn_weight else None
 
+    @classmethod
+    def evaluations(cls, config: Any, loop: Any) -> int:
+        passes = config.meta.steps + (config.meta.kind == "maml")  # exact MAML: one after them
+        return loop.episodes * passes * config.synthesis_batch
+
     def synthesise(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs]:
+        return self.adapt(student, warm_up)[:2]
+
+    def adapt(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs, Adaptation]:
         """One task: latents and labels drawn, the generator adapted, its best images kept."""
         count = self.config.synthesis_batch
         z = self.problem.latents(count, self.config.generator.z_dim)
         task = _Task(self, student, self.problem.labels(count), warm_up)
         self.generator.train()
         with self.bn or nullcontext():
-            self.learner.step(task, z)
+            adaptation = self.learner.step(task, z)
             if self.bn is not None:
                 self.bn.remember()
-        return task.images, task.logs
+        return task.images, task.logs, adaptation
 
     def generator_loss(
         self, images: Tensor, labels: Tensor, student: nn.Module, warm_up: bool
@@ -90,9 +102,13 @@ class Fssc(SpatialMethod):
             parts["bn"] = self.bn.loss()
             loss = loss + config.kappa * config.bn_weight * parts["bn"]
         if config.adversarial_weight and not warm_up:
-            parts["adv"] = adversarial_loss(student(x), teacher_logits, config.agree_only)
+            parts["adv"] = self.disagreement(student(x), teacher_logits)
             loss = loss + config.adversarial_weight * parts["adv"]
         return loss, {name: part.detach() for name, part in parts.items()}
+
+    def disagreement(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """The adversarial term of Eq. 16 for logits (B, K): a scalar, low where they differ."""
+        return adversarial_loss(student_logits, teacher_logits, self.config.agree_only)
 
     def modules(self) -> dict[str, nn.Module]:
         return {"generator": self.generator}

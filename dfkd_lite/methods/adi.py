@@ -1,0 +1,119 @@
+"""ADI: images optimised pixel by pixel, with adaptive competition (Yin et al., CVPR 2020, arXiv
+1912.08795); without the competition it is DeepInversion.
+
+Each call takes a batch of noise and many steps on the pixels themselves: the wanted class, batch
+statistics, smoothness, a small norm, and images on which student and teacher differ (Jensen-Shannon
+divergence at temperature 3, on clamped probabilities). Some frameworks have -JS where the paper has
+1 - JS: their gradients are the same but for the clamp. Best images are copies here; kept as a
+reference to live pixels, as in some code, the best is the last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..devices import full
+from ..errors import check_range
+from ..inversion import BatchNormLoss, class_loss, l2_prior, total_variation
+from ..parallel import mine
+from .base import About, Logs, Method, Problem
+from .generative import Best, logged
+
+
+@dataclass(frozen=True)
+class AdiConfig:
+    """Published values for CIFAR-10; the L2 prior's is that for ImageNet."""
+
+    synthesis_batch: int = 256
+    steps: int = 2000  # on the pixels of a batch
+    lr: float = 0.05  # Adam, cosine
+    bn_weight: float = 10.0
+    tv_weight: float = 2.5e-5
+    l2_weight: float = 1e-5
+    competition_weight: float = 0.2  # of 1 - JS; 0: DeepInversion
+    jitter: int = 2  # pixels by which the batch is rolled in each step, at most
+    temperature: float = 3.0  # of the Jensen-Shannon divergence, and of the student's KL
+
+    def __post_init__(self) -> None:
+        check_range("synthesis_batch", self.synthesis_batch, 2)
+        check_range("steps", self.steps, 1)
+        check_range("lr", self.lr, 0, above=True)
+        for name in ("bn_weight", "tv_weight", "l2_weight", "competition_weight", "jitter"):
+            check_range(name, getattr(self, name), 0)
+        check_range("temperature", self.temperature, 0, 1000, above=True)
+
+
+class Adi(Method):
+    """See the module. It keeps nothing from one batch to the next."""
+
+    Config = AdiConfig
+    about = About(
+        "ADI / DeepInversion", 2020, "pixels optimised for batch statistics, and for disagreement",
+        "Yin et al., CVPR 2020", {"warm_up": 0, "lr": 0.1},
+    )  # fmt: skip
+
+    def __init__(self, problem: Problem, config: AdiConfig) -> None:
+        super().__init__(problem, config)
+        self.bn = BatchNormLoss(problem.teacher)
+
+    def synthesise(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs]:
+        config, problem = self.config, self.problem
+        mean, std = (
+            torch.tensor(values, device=problem.device)[:, None, None]
+            for values in (problem.spec.mean, problem.spec.std)
+        )
+        shape = (config.synthesis_batch, *problem.spec.image_shape)
+        noise = torch.randn(shape, generator=problem.rng, device=problem.device)
+        x = mine(noise).requires_grad_()  # normalised, as the teacher reads images
+        labels = problem.labels(config.synthesis_batch)
+        optimiser = torch.optim.Adam([x], config.lr, (0.5, 0.9))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps)
+        best = Best()
+        for _ in range(config.steps):
+            loss, logs = self.image_loss(self._jittered(x), labels, student, warm_up)
+            best.see(loss, x * std + mean, logs)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            with torch.no_grad():
+                x.copy_(x.clamp(-mean / std, (1 - mean) / std))  # pixels stay in [0, 1]
+        return best.images.clamp(0, 1), best.logs
+
+    def image_loss(
+        self, x: Tensor, labels: Tensor, student: nn.Module, warm_up: bool
+    ) -> tuple[Tensor, Logs]:
+        """For *normalised* images (B, C, H, W)."""
+        config = self.config
+        with self.bn:
+            logits = self.problem.teacher(x)
+            bn = self.bn.loss()
+        parts = {"cls": class_loss(logits, labels), "bn": bn}
+        parts |= {"tv": total_variation(x), "l2": l2_prior(x)}
+        loss = parts["cls"] + config.bn_weight * bn
+        loss = loss + config.tv_weight * parts["tv"] + config.l2_weight * parts["l2"]
+        if config.competition_weight and not warm_up:
+            parts["adv"] = competition_loss(student(x), logits, config.temperature)
+            loss = loss + config.competition_weight * parts["adv"]
+        return loss, logged(**parts)
+
+    def _jittered(self, x: Tensor) -> Tensor:
+        """Rolled by up to ``jitter`` pixels each way, and mirrored in half of the steps."""
+        rng, most = self.problem.rng, int(self.config.jitter)
+        drawn = torch.randint(-most, most + 1, (2,), generator=rng, device=rng.device).tolist()
+        flipped = bool(torch.rand((), generator=rng, device=rng.device) < 0.5)
+        x = x.roll(drawn, (2, 3))
+        return x.flip(3) if flipped else x
+
+
+def competition_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """1 - clamp(JS, 0, 1), a scalar: probabilities (B, K) at ``temperature``, clamped to
+    [0.01, 0.99]; JS in nats, mean over the batch."""
+    both = student_logits, teacher_logits
+    p, q = ((full(logits) / temperature).softmax(1).clamp(0.01, 0.99) for logits in both)
+    log_middle = ((p + q) / 2).clamp(0.01, 0.99).log()
+    js = 0.5 * (p * (p.log() - log_middle) + q * (q.log() - log_middle)).sum(1).mean()
+    return 1 - js.clamp(0, 1)

@@ -1,0 +1,128 @@
+"""CMI: inversion that is told not to repeat itself (Fang et al., IJCAI 2021, arXiv 2105.08584).
+
+Each call draws a generator anew and fits it, with its latents, to one batch: batch statistics,
+wanted classes, disagreement, and a contrastive term. A small head maps what the teacher sees (the
+spatial means of its batch-norm inputs) to a sphere, on which two views of an image should lie close
+together and all other images, those made before among them, far away. Followed is the public code
+where paper and code differ; its pool of images has no bound, here it is the loop's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import check_range
+from ..generator import GeneratorConfig
+from ..inversion import BatchNormLoss, adversarial_loss, class_loss
+from ..parallel import average_gradients
+from .base import About, Logs, Method, Problem
+from .contrast import Contrast, batch_norm_inputs, global_view
+from .generative import Best, logged, new_generator, plain_generator, redraw
+
+
+@dataclass(frozen=True)
+class CmiConfig:
+    """Published values for CIFAR."""
+
+    generator: GeneratorConfig = field(default_factory=plain_generator)
+    synthesis_batch: int = 256
+    steps: int = 200  # of a generator, which then is thrown away
+    lr: float = 1e-3  # of generator, latents and head: Adam
+    bn_weight: float = 1.0
+    class_weight: float = 0.5
+    adversarial_weight: float = 0.5  # counted where both networks agree
+    contrast_weight: float = 0.8
+    contrast_temperature: float = 0.1
+    bank_size: int = 40_960  # features of images made before
+    negatives: int = 4096  # of them, drawn for each step
+    head: int = 256  # dimensions of the sphere
+    temperature: float = 20.0  # of the student's KL divergence
+
+    def __post_init__(self) -> None:
+        check_range("synthesis_batch", self.synthesis_batch, 2)
+        check_range("steps", self.steps, 1)
+        check_range("lr", self.lr, 0, above=True)
+        for name in ("bn_weight", "class_weight", "adversarial_weight", "contrast_weight"):
+            check_range(name, getattr(self, name), 0)
+        for name in ("contrast_temperature", "temperature"):
+            check_range(name, getattr(self, name), 0, 1000, above=True)
+        for name in ("bank_size", "negatives", "head"):
+            check_range(name, getattr(self, name), 1)
+
+
+class Cmi(Method):
+    """See the module. Head and bank are kept; the generator is drawn anew at every call."""
+
+    Config = CmiConfig
+    about = About(
+        "CMI", 2021, "inversion with a contrastive term: new images unlike the old ones",
+        "Fang et al., IJCAI 2021",
+        {"episodes": 200, "warm_up": 0, "student_steps": 400, "lr": 0.1},
+    )  # fmt: skip
+
+    def __init__(self, problem: Problem, config: CmiConfig) -> None:
+        super().__init__(problem, config)
+        self.generator = new_generator(problem, config.generator)
+        self.bn = BatchNormLoss(problem.teacher)
+        self.contrast = Contrast(problem, config)
+        self.head_optimiser = torch.optim.Adam(self.contrast.head.parameters(), config.lr)
+
+    @classmethod
+    def evaluations(cls, config: Any, loop: Any) -> int:
+        # two views a step, and two for the bank
+        return loop.episodes * (2 * config.steps + 2) * config.synthesis_batch
+
+    def synthesise(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs]:
+        config, problem = self.config, self.problem
+        redraw(self.generator, problem.rng)
+        self.generator.train()
+        z = problem.latents(config.synthesis_batch, config.generator.z_dim).requires_grad_()
+        labels = problem.labels(config.synthesis_batch)
+        parameters = [*self.generator.parameters(), z]
+        optimiser = torch.optim.Adam(parameters, config.lr, (0.5, 0.999))
+        best = Best()
+        for _ in range(config.steps):
+            images = self.generator(z)
+            loss, logs = self.image_loss(images, labels, student, warm_up)
+            best.see(loss, images, logs)
+            optimiser.zero_grad()
+            self.head_optimiser.zero_grad()
+            loss.backward()
+            average_gradients([*self.generator.parameters(), *self.contrast.head.parameters()])
+            optimiser.step()
+            self.head_optimiser.step()
+        self.contrast.remember(best.images)
+        return best.images, best.logs
+
+    def image_loss(
+        self, images: Tensor, labels: Tensor, student: nn.Module, warm_up: bool
+    ) -> tuple[Tensor, Logs]:
+        """For images (B, C, H, W) in [0, 1]; the global view is what all terms are taken on."""
+        config, problem = self.config, self.problem
+        x = problem.normalise(global_view(images, problem.rng))
+        with self.bn, batch_norm_inputs(problem.teacher) as inputs:
+            logits = problem.teacher(x)
+            bn = self.bn.loss()
+        cls = class_loss(logits, labels)
+        contrast = self.contrast.loss(images, inputs)
+        loss = config.bn_weight * bn + config.class_weight * cls
+        loss = loss + config.contrast_weight * contrast
+        parts = {"bn": bn, "cls": cls, "contrast": contrast}
+        if config.adversarial_weight and not warm_up:
+            parts["adv"] = adversarial_loss(student(x), logits)
+            loss = loss + config.adversarial_weight * parts["adv"]
+        return loss, logged(**parts)
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"generator": self.generator, "head": self.contrast.head}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"head": self.head_optimiser.state_dict(), "bank": self.contrast.bank}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.head_optimiser.load_state_dict(state["head"])
+        self.contrast.bank = state["bank"].to(self.problem.device)

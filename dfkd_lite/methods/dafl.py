@@ -1,0 +1,67 @@
+"""DAFL: the teacher as a fixed discriminator (Chen et al., ICCV 2019, arXiv 1904.01186).
+
+The generator is asked for images on which the teacher is sure of *some* class (one-hot loss), of
+all classes equally often (information entropy), with strong features (activation loss). Followed
+is the paper. Its own generator ends in tanh and a batch-norm without affine; ours in a sigmoid,
+as all pools here keep pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from ..errors import check_range
+from ..generator import GeneratorConfig
+from ..inversion import class_loss, mean_answer_entropy
+from ..networks import capture
+from .base import About, Logs
+from .generative import DivergenceConfig, Generative, logged, plain_generator
+
+
+@dataclass(frozen=True)
+class DaflConfig(DivergenceConfig):
+    """Published values for CIFAR-10 unless said otherwise."""
+
+    generator: GeneratorConfig = field(default_factory=lambda: plain_generator(z_dim=1000))
+    synthesis_batch: int = 1024
+    lr: float = 0.02
+    betas: tuple[float, float] = (0.9, 0.999)  # Adam's own
+    one_hot_weight: float = 0.05  # MNIST 1, CIFAR-100 0.5
+    entropy_weight: float = 5.0  # MNIST 5, CIFAR-100 20; in nats: the original's logarithm is to 10
+    activation_weight: float = 0.01  # MNIST 0.1, CIFAR-100 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("one_hot_weight", "entropy_weight", "activation_weight"):
+            check_range(name, getattr(self, name), 0)
+
+
+class Dafl(Generative):
+    """See the module. The student learns from the batch that the generator has just made."""
+
+    Config = DaflConfig
+    about = About(
+        "DAFL", 2019, "images on which the teacher is sure, evenly over the classes",
+        "Chen et al., ICCV 2019",
+        {"episodes": 240_000, "warm_up": 0, "student_steps": 1, "batch_size": 1024, "lr": 0.1,
+         "weight_decay": 5e-4, "pool_size": 1024, "shift": 0, "flip": False},
+    )  # fmt: skip
+
+    def image_loss(
+        self, images: Tensor, labels: Tensor, student: nn.Module, warm_up: bool
+    ) -> tuple[Tensor, Logs]:
+        config, problem = self.config, self.problem
+        last = problem.teacher_layers.stages[-1]
+        with capture(problem.teacher, [last]) as features:
+            logits = problem.teacher(problem.normalise(images))
+        one_hot = class_loss(logits, logits.argmax(1))
+        even = mean_answer_entropy(logits)
+        activation = features[last].mean((2, 3)).abs().mean()
+        loss = (
+            config.one_hot_weight * one_hot
+            - config.entropy_weight * even
+            - config.activation_weight * activation
+        )
+        return loss, logged(one_hot=one_hot, even=even, activation=activation)

@@ -1,0 +1,52 @@
+"""DFAD: disagreement alone, measured by L1 (Fang et al. 2019, arXiv 1912.11006).
+
+The generator maximises the absolute difference of both networks' logits, the student minimises it.
+No prior of any kind keeps the images near real ones. The authors cut both learning rates to a
+tenth after each third of the run; the student's follows the loop's cosine here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..kd import l1_logits
+from .base import About, Logs
+from .generative import Generative, GenerativeConfig, logged
+
+
+@dataclass(frozen=True)
+class DfadConfig(GenerativeConfig):
+    """Published values for CIFAR."""
+
+    synthesis_batch: int = 256
+    betas: tuple[float, float] = (0.9, 0.999)  # Adam's own
+    schedule: str = "thirds"
+    fresh: int = 5  # a new batch for each of the student's five steps
+
+
+class Dfad(Generative):
+    """See the module. No temperature: L1 needs none."""
+
+    Config = DfadConfig
+    about = About(
+        "DFAD", 2019, "a game for the largest L1 distance of the logits",
+        "Fang et al. 2019, arXiv 1912.11006",
+        {"episodes": 15_000, "warm_up": 0, "student_steps": 5, "batch_size": 256, "lr": 0.1,
+         "weight_decay": 5e-4, "pool_size": 1280, "shift": 0, "flip": False},
+    )  # fmt: skip
+
+    def image_loss(
+        self, images: Tensor, labels: Tensor, student: nn.Module, warm_up: bool
+    ) -> tuple[Tensor, Logs]:
+        x = self.problem.normalise(images)
+        distance = l1_logits(student(x), self.problem.teacher(x))
+        return -distance, logged(adv=-distance)
+
+    def transfer_loss(self, student: nn.Module, images: Tensor) -> tuple[Tensor, Logs]:
+        with torch.no_grad():
+            teacher_logits = self.problem.teacher(images)
+        loss = l1_logits(student(images), teacher_logits)
+        return loss, logged(kd=loss)

@@ -1,0 +1,57 @@
+"""DFQ: disagreement held by batch statistics (Choi et al., CVPR Workshops 2020, arXiv 2005.04136).
+
+The generator maximises the KL divergence of both networks, under three reins: the teacher's
+batch-norm statistics, answers that are sure image by image, and evenly spread over the batch. Some
+re-implementations have the two entropies the wrong way round: here the one of each image falls and
+that of the batch's mean answer rises. The authors train with Nesterov momentum; the loop has plain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ..errors import check_range
+from ..inversion import adversarial_loss, answer_entropy, mean_answer_entropy
+from .base import About, Logs
+from .generative import DivergenceConfig, Generative, logged
+
+
+@dataclass(frozen=True)
+class DfqConfig(DivergenceConfig):
+    """Published values for CIFAR."""
+
+    synthesis_batch: int = 256
+    schedule: str = "cosine"
+    fresh: int = 5  # a new batch for each of the student's five steps
+    prior_weight: float = 0.1  # of the statistics and both entropies together
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("prior_weight", self.prior_weight, 0)
+
+
+class Dfq(Generative):
+    """See the module."""
+
+    Config = DfqConfig
+    bn_first = 5.0  # the first layer's statistics count five times
+    about = About(
+        "DFQ", 2020, "the game, with batch statistics and two entropies as reins",
+        "Choi et al., CVPR Workshops 2020",
+        {"episodes": 80_000, "warm_up": 0, "student_steps": 5, "batch_size": 256, "lr": 0.1,
+         "weight_decay": 5e-4, "pool_size": 1280, "shift": 0, "flip": False},
+    )  # fmt: skip
+
+    def image_loss(
+        self, images: Tensor, labels: Tensor, student: nn.Module, warm_up: bool
+    ) -> tuple[Tensor, Logs]:
+        x = self.problem.normalise(images)
+        logits = self.problem.teacher(x)
+        assert self.bn is not None  # since bn_first is set
+        bn = self.bn.loss()
+        sure, even = answer_entropy(logits), mean_answer_entropy(logits)
+        adv = adversarial_loss(student(x), logits, agree_only=False)
+        loss = adv + self.config.prior_weight * (bn + sure - even)
+        return loss, logged(adv=adv, bn=bn, sure=sure, even=even)

@@ -1,0 +1,132 @@
+"""Any mix: the book's method with parts of the others, each an option.
+
+Attention (``generator.attention``), meta-learning (``meta``) and MSARC (``beta``) are the method's
+own and can be turned off. From CMI comes contrastive diversity (``contrast_weight``), from
+SpaceshipNet the exchange of feature channels (``exchange``), from ADI and DFAD other measures of
+disagreement (``divergence``). At its defaults a mix is FSSC to the last bit.
+
+Exchange is fitted to a generator that learns on and to a pool: after each task the generator's
+maps of the adapted latents are remembered, and as many mixtures as new images go into the pool.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import check_range, choose
+from ..inversion import DIVERGENCES, adversarial_loss
+from ..meta import Adaptation
+from ..parallel import average_gradients
+from .base import About, Logs, Problem
+from .contrast import Contrast
+from .exchange import FeatureMemory, all_maps
+from .fssc import Fssc, FsscConfig
+from .generative import logged
+
+
+@dataclass(frozen=True)
+class MixConfig(FsscConfig):
+    """Of the method of the book, and of the parts taken from others; those are off at first."""
+
+    divergence: str = "kl"  # what student and teacher should differ in: see DIVERGENCES
+    contrast_weight: float = 0.0  # CMI: 0.8
+    contrast_temperature: float = 0.1  # CMI, as the next three
+    bank_size: int = 40_960
+    negatives: int = 4096
+    head: int = 256
+    head_lr: float = 1e-3
+    exchange: float = 0.0  # SpaceshipNet: 0.7, the probability for an image; 0: no mixtures
+    memory: int = 200  # batches remembered; SpaceshipNet
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choose("divergence", self.divergence, DIVERGENCES)
+        check_range("contrast_weight", self.contrast_weight, 0)
+        check_range("contrast_temperature", self.contrast_temperature, 0, 1000, above=True)
+        check_range("head_lr", self.head_lr, 0, above=True)
+        for name in ("bank_size", "negatives", "head", "memory"):
+            check_range(name, getattr(self, name), 1)
+        check_range("exchange", self.exchange, 0, 1)
+
+
+class Mix(Fssc):
+    """See the module. Under exact MAML the contrastive head stays as it was drawn."""
+
+    Config = MixConfig
+    about = About(
+        "mix", 2026, "FSSC with contrast, exchange and other divergences as options", "this book",
+        {},
+    )  # fmt: skip
+
+    def __init__(self, problem: Problem, config: MixConfig) -> None:
+        super().__init__(problem, config)
+        self.memory = FeatureMemory(config.memory)
+        self.contrast: Contrast | None = None
+        if config.contrast_weight:
+            self.contrast = Contrast(problem, config)
+            self.head_optimiser = torch.optim.Adam(self.contrast.head.parameters(), config.head_lr)
+
+    @classmethod
+    def evaluations(cls, config: Any, loop: Any) -> int:
+        number = super().evaluations(config, loop)
+        if not config.contrast_weight:
+            return number
+        # a step's images are seen in two views more; two views of the best go into the bank
+        return 3 * number + 2 * loop.episodes * config.synthesis_batch
+
+    def adapt(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs, Adaptation]:
+        if self.contrast is None:
+            return super().adapt(student, warm_up)
+        self.head_optimiser.zero_grad()
+        images, logs, adaptation = super().adapt(student, warm_up)
+        average_gradients(self.contrast.head.parameters())  # of all inner steps
+        self.head_optimiser.step()
+        self.contrast.remember(images)
+        return images, logs, adaptation
+
+    def synthesise(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs]:
+        images, logs, adaptation = self.adapt(student, warm_up)
+        if not self.config.exchange:
+            return images, logs
+        self.generator.eval()
+        with torch.no_grad():
+            self.memory.add(all_maps(self.generator, adaptation.z))
+        share, rng = self.config.exchange, self.problem.rng
+        mixtures = self.memory.images(self.generator, len(images), share, rng)
+        return torch.cat([images, mixtures]), logs
+
+    def disagreement(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        config = self.config
+        return adversarial_loss(
+            student_logits, teacher_logits, config.agree_only, config.divergence
+        )
+
+    def generator_loss(
+        self, images: Tensor, labels: Tensor, student: nn.Module, warm_up: bool
+    ) -> tuple[Tensor, Logs]:
+        if self.contrast is None:
+            return super().generator_loss(images, labels, student, warm_up)
+        contrast = self.contrast.loss(images)  # first: self.bn remembers what it sees last
+        loss, logs = super().generator_loss(images, labels, student, warm_up)
+        return loss + self.config.contrast_weight * contrast, logs | logged(contrast=contrast)
+
+    def modules(self) -> dict[str, nn.Module]:
+        head = {} if self.contrast is None else {"head": self.contrast.head}
+        return super().modules() | head
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict() | {"memory": self.memory.state()}
+        if self.contrast is not None:
+            state |= {"head": self.head_optimiser.state_dict(), "bank": self.contrast.bank}
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.memory.load(state["memory"], self.problem.device)
+        if self.contrast is not None:
+            self.head_optimiser.load_state_dict(state["head"])
+            self.contrast.bank = state["bank"].to(self.problem.device)

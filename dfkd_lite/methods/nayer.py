@@ -1,0 +1,157 @@
+"""NAYER: noise in a layer, over embeddings of labels (Tran et al., CVPR 2024, arXiv 2310.00258).
+
+Later than the paper's comparison. The generator does not read noise but an embedding of the wanted
+label, passed through a layer whose weights are drawn anew for every batch: there the noise is. One
+layer makes one image of each class; a batch has as many layers as it needs. The generator itself is
+drawn anew every few calls, so that it does not settle.
+
+The authors' embeddings are a language model's (512 numbers for a class name). None is shipped here.
+"one-hot" needs nothing, but then a class has a row of the noisy layer to itself, which is its
+image's latent: the method comes close to a generator with trained latents. "names" makes vectors
+of the letters of class names (hashed runs of one to three), so that alike names share noise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import check_range, choose
+from ..generator import GeneratorConfig
+from ..inversion import BatchNormLoss, adversarial_loss, class_loss
+from ..parallel import average_gradients, mine
+from .base import About, Logs, Method, Problem
+from .generative import Best, logged, new_generator, plain_generator, redraw
+
+EMBEDDINGS = ("one-hot", "names")
+
+
+@dataclass(frozen=True)
+class NayerConfig:
+    """Published values for CIFAR-100, WRN-40-2 to WRN-16-2."""
+
+    generator: GeneratorConfig = field(default_factory=plain_generator)
+    embedding: str = "names"
+    synthesis_batch: int = 400
+    steps: int = 40  # of the generator, a call
+    lr: float = 4e-3  # of generator and noisy layer: Adam
+    life: int = 10  # calls after which the generator is drawn anew
+    bn_weight: float = 10.0
+    class_weight: float = 0.5
+    adversarial_weight: float = 1.33  # counted where both networks agree
+    temperature: float = 20.0
+
+    def __post_init__(self) -> None:
+        choose("embedding", self.embedding, EMBEDDINGS)
+        check_range("synthesis_batch", self.synthesis_batch, 2)
+        for name in ("steps", "life"):
+            check_range(name, getattr(self, name), 1)
+        check_range("lr", self.lr, 0, above=True)
+        for name in ("bn_weight", "class_weight", "adversarial_weight"):
+            check_range(name, getattr(self, name), 0)
+        check_range("temperature", self.temperature, 0, 1000, above=True)
+
+
+class Nayer(Method):
+    """See the module."""
+
+    Config = NayerConfig
+    about = About(
+        "NAYER", 2024, "noise in a layer over embeddings of the labels",
+        "Tran et al., CVPR 2024", {"episodes": 120, "batch_size": 512},
+    )  # fmt: skip
+
+    def __init__(self, problem: Problem, config: NayerConfig) -> None:
+        super().__init__(problem, config)
+        self.generator = new_generator(problem, config.generator)
+        self.bn = BatchNormLoss(problem.teacher)
+        self.calls = 0
+        spec = problem.spec
+        names = spec.class_names or tuple(map(str, range(spec.classes)))
+        vectors = torch.eye(spec.classes) if config.embedding == "one-hot" else embedded(names)
+        # the batch-norm before the noisy layer: over all classes, since each is drawn equally often
+        self.embedding = standardised(vectors).to(problem.device)
+
+    def synthesise(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs]:
+        config, problem = self.config, self.problem
+        if self.calls and self.calls % config.life == 0:
+            redraw(self.generator, problem.rng)
+        self.calls += 1
+        self.generator.train()
+        labels = torch.arange(config.synthesis_batch, device=problem.device) % problem.spec.classes
+        rows, labels, layer = self._noisy(labels)
+        optimiser = torch.optim.Adam([*self.generator.parameters(), layer], config.lr, (0.5, 0.999))
+        best = Best()
+        with self.bn:
+            for _ in range(config.steps):
+                z = torch.einsum("be,bez->bz", self.embedding[labels], layer[rows])
+                images = self.generator(z)
+                loss, logs = self.image_loss(images, labels, student, warm_up)
+                best.see(loss, images, logs)
+                optimiser.zero_grad()
+                loss.backward()
+                average_gradients(self.generator.parameters())
+                optimiser.step()
+        return best.images, best.logs
+
+    def _noisy(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For each image the number of its layer and its label, and the layers (L, E, z_dim), drawn
+        from N(0, 1): each makes one image of each class."""
+        problem, classes = self.problem, self.problem.spec.classes
+        count = math.ceil(len(labels) / classes)
+        shape = (count, self.embedding.shape[1], self.config.generator.z_dim)
+        layer = torch.randn(shape, generator=problem.rng, device=problem.device)
+        layer = layer / shape[1] ** 0.5  # so that z has the variance of a usual latent
+        rows = torch.arange(len(labels), device=problem.device) // classes
+        return mine(rows), mine(labels), layer.requires_grad_()
+
+    def image_loss(
+        self, images: Tensor, labels: Tensor, student: nn.Module, warm_up: bool
+    ) -> tuple[Tensor, Logs]:
+        """For images (B, C, H, W) in [0, 1]; within the context of ``self.bn``."""
+        config = self.config
+        x = self.problem.normalise(images)
+        logits = self.problem.teacher(x)
+        parts = {"cls": class_loss(logits, labels), "bn": self.bn.loss()}
+        loss = config.class_weight * parts["cls"] + config.bn_weight * parts["bn"]
+        if config.adversarial_weight and not warm_up:
+            parts["adv"] = adversarial_loss(student(x), logits)
+            loss = loss + config.adversarial_weight * parts["adv"]
+        return loss, logged(**parts)
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"generator": self.generator}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.calls = state["calls"]
+
+
+def embedded(names: Sequence[str], length: int = 512) -> Tensor:
+    """Vectors (K, ``length``) of class names: each run of one to three letters, hashed by SHA-256,
+    gives a vector of signs; a name is the mean of its runs'. Needs no language model."""
+    vectors = []
+    for name in names:
+        text = f" {name.lower()} "
+        runs = [text[i : i + n] for n in (1, 2, 3) for i in range(len(text) - n + 1)]
+        vectors.append(torch.stack([_signs(run, length) for run in runs if run.strip()]).mean(0))
+    return torch.stack(vectors)
+
+
+def _signs(text: str, length: int) -> Tensor:
+    rng = torch.Generator().manual_seed(int(hashlib.sha256(text.encode()).hexdigest()[:12], 16))
+    return torch.randint(2, (length,), generator=rng).float() * 2 - 1
+
+
+def standardised(vectors: Tensor) -> Tensor:
+    """Each column (over the classes) with mean 0 and standard deviation 1, as batch-norm does."""
+    return F.batch_norm(vectors, None, None, training=True)

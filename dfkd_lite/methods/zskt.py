@@ -1,0 +1,83 @@
+"""ZSKT: zero-shot transfer by adversarial belief matching (Micaelli & Storkey, NeurIPS 2019).
+
+The generator seeks images on which the networks disagree (KL); the student matches answers there,
+and where the teacher's stages are active (attention transfer, Zagoruyko & Komodakis 2017). Its own
+generator ends in a batch-norm with affine; ours in a sigmoid, as all pools here keep pixels. The
+authors train the student with Adam and clip its gradient too; the loop's SGD does neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..devices import full
+from ..errors import check_range
+from ..generator import GeneratorConfig
+from ..inversion import adversarial_loss
+from ..kd import kl_divergence
+from ..networks import capture
+from .base import About, Logs
+from .generative import DivergenceConfig, Generative, logged, plain_generator
+
+
+@dataclass(frozen=True)
+class ZsktConfig(DivergenceConfig):
+    """Published values for CIFAR-10."""
+
+    generator: GeneratorConfig = field(default_factory=lambda: plain_generator(z_dim=100))
+    betas: tuple[float, float] = (0.9, 0.999)  # Adam's own
+    schedule: str = "cosine"
+    clip: float = 5.0  # largest norm of the generator's gradient
+    attention_weight: float = 250.0  # of the attention transfer, over three stages
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("clip", self.clip, 0, above=True)
+        check_range("attention_weight", self.attention_weight, 0)
+
+
+class Zskt(Generative):
+    """See the module. The student takes its steps on the batch that the generator has just made."""
+
+    Config = ZsktConfig
+    about = About(
+        "ZSKT", 2019, "a game for the largest KL divergence, and attention transfer",
+        "Micaelli & Storkey, NeurIPS 2019",
+        {"episodes": 80_000, "warm_up": 0, "student_steps": 10, "batch_size": 128,
+         "pool_size": 128, "shift": 0, "flip": False},
+    )  # fmt: skip
+
+    def image_loss(
+        self, images: Tensor, labels: Tensor, student: nn.Module, warm_up: bool
+    ) -> tuple[Tensor, Logs]:
+        x = self.problem.normalise(images)
+        adv = adversarial_loss(student(x), self.problem.teacher(x), agree_only=False)
+        return adv, logged(adv=adv)
+
+    def clip(self) -> None:
+        nn.utils.clip_grad_norm_(self.generator.parameters(), self.config.clip)
+
+    def transfer_loss(self, student: nn.Module, images: Tensor) -> tuple[Tensor, Logs]:
+        problem = self.problem
+        names = problem.teacher_layers.stages, problem.student_layers.stages
+        with torch.no_grad(), capture(problem.teacher, names[0]) as theirs:
+            teacher_logits = problem.teacher(images)
+        with capture(student, names[1]) as ours:
+            logits = student(images)
+        kd = kl_divergence(logits, teacher_logits, self.config.temperature)
+        # stages are paired from the last backwards, so that networks of other depths fit
+        pairs = zip(reversed(names[1]), reversed(names[0]), strict=False)
+        terms = [attention_distance(ours[s], theirs[t]) for s, t in pairs]
+        at = torch.stack(terms).sum()
+        return kd + self.config.attention_weight * at, logged(kd=kd, at=at)
+
+
+def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of two attention maps: the squares of features (B, C, H, W), averaged
+    over the channels, each image's map scaled to the L2 norm 1. A scalar; C may differ."""
+    maps = [F.normalize(full(f).square().mean(1).flatten(1), dim=1) for f in (student, teacher)]
+    return (maps[0] - maps[1]).square().mean()

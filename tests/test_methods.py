@@ -1,0 +1,450 @@
+"""Every method on the shared loop: gradients go where they should and nowhere else, runs repeat and
+go on, and each loss is that of a formula worked out here."""
+
+import math
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from torch import nn
+
+from dfkd_lite import methods
+from dfkd_lite.distill import Distillation, DistillConfig, distill, frozen
+from dfkd_lite.errors import InputError
+from dfkd_lite.experiment import read_experiment
+from dfkd_lite.generator import GeneratorConfig
+from dfkd_lite.inversion import adversarial_loss, answer_entropy, mean_answer_entropy
+from dfkd_lite.meta import MetaConfig
+from dfkd_lite.methods import METHODS
+from dfkd_lite.methods.adi import competition_loss
+from dfkd_lite.methods.contrast import global_view, info_nce, local_view
+from dfkd_lite.methods.exchange import exchanged
+from dfkd_lite.methods.nayer import embedded, standardised
+from dfkd_lite.methods.zskt import attention_distance
+from dfkd_lite.networks import NetworkSpec, build
+
+NAMES = ("cat", "car", "dog", "dot")
+SPEC = NetworkSpec("wrn-10-1", 4, 1, 16, mean=(0.4,), std=(0.3,), class_names=NAMES)
+LOOP = DistillConfig(
+    episodes=4, warm_up=1, student_steps=2, batch_size=8, lr=0.05, pool_size=20, shift=1,
+    measure_every=1, checkpoint_every=1, seed=3,
+)  # fmt: skip
+PLAIN = GeneratorConfig(z_dim=8, width=8, attention=None)
+GENERATIVE = {"generator": PLAIN, "synthesis_batch": 8}
+SMALL = {
+    "dafl": methods.DaflConfig(**GENERATIVE),
+    "zskt": methods.ZsktConfig(**GENERATIVE),
+    "dfad": methods.DfadConfig(**GENERATIVE, fresh=2),
+    "adi": methods.AdiConfig(synthesis_batch=8, steps=4),
+    "dfq": methods.DfqConfig(**GENERATIVE, fresh=2),
+    "ls-gdfd": methods.LsGdfdConfig(**GENERATIVE, steps=2),
+    "cmi": methods.CmiConfig(**GENERATIVE, steps=3, bank_size=40, negatives=10, head=6),
+    "fastdfkd": methods.FastDfkdConfig(**GENERATIVE, meta=MetaConfig(), reset_at=0.5),
+    "spaceshipnet": methods.SpaceshipNetConfig(**GENERATIVE, steps=3, memory=2),
+    "nayer": methods.NayerConfig(**GENERATIVE, steps=3, life=2),
+    "fssc": methods.FsscConfig(generator=replace(PLAIN), synthesis_batch=8, beta=0.1),
+    "mix": methods.MixConfig(
+        generator=replace(PLAIN), synthesis_batch=8, beta=0.1, divergence="js", agree_only=False,
+        contrast_weight=0.8, bank_size=40, negatives=10, head=6, exchange=0.7, memory=2,
+    ),
+    "noise": methods.NoiseConfig(synthesis_batch=8),
+}  # fmt: skip
+ALL = pytest.mark.parametrize("name", list(SMALL))
+OWN = [name for name in SMALL if METHODS[name].about is not None]
+
+
+@pytest.fixture
+def teacher():
+    """A teacher with running statistics of its own, as if it had been trained."""
+    torch.manual_seed(5)
+    network = build("wrn-10-1", 4, 1, 16)
+    network(torch.randn(64, 1, 16, 16))
+    return network
+
+
+def started(teacher, name, **loop):
+    """A run of the method that has been through its warm-up and one more episode."""
+    run = Distillation(teacher, "wrn-10-1", SPEC, replace(LOOP, **loop), SMALL[name], "cpu")
+    for _ in range(LOOP.warm_up + 1):
+        run.step()
+    return run
+
+
+def state(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same(one: dict, two: dict) -> bool:
+    return all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_all_methods_are_tried():
+    assert {*SMALL, "given"} == set(METHODS)
+    for name in OWN:
+        assert METHODS[name].about.loop.keys() <= set(DistillConfig.__dataclass_fields__)
+        replace(DistillConfig(), **METHODS[name].about.loop)  # values that the loop takes
+
+
+# --- Gradients, modes and randomness --------------------------------------------------------------
+
+
+@ALL
+def test_synthesis_changes_no_network_but_the_method_s_own(teacher, name):
+    run = started(teacher, name)
+    before = state(run.teacher), state(run.network)
+    with frozen(run.network):
+        images, logs = run.running.synthesise(run.network, warm_up=False)
+        assert not run.network.training and not run.teacher.training
+    assert same(before[0], state(run.teacher)) and same(before[1], state(run.network))
+    assert all(p.grad is None for p in run.teacher.parameters())
+    assert images.shape[1:] == SPEC.image_shape and len(images) >= 8
+    assert images.min() >= 0 and images.max() <= 1 and not images.requires_grad
+    assert all(value.isfinite() and not value.requires_grad for value in logs.values())
+
+
+@ALL
+def test_transfer_reaches_the_student_and_nothing_else(teacher, name):
+    run = started(teacher, name)
+    for parameter in run.network.parameters():
+        parameter.grad = None
+    for module in run.running.modules().values():
+        for parameter in module.parameters():
+            parameter.grad = None
+    own = {n: state(m) for n, m in run.running.modules().items()}
+    before = state(run.teacher)
+    run.network.train()
+    x = run.normalise(run.pool.sample(8, run.rng))
+    loss, _ = run.running.transfer_loss(run.network, x)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in run.network.parameters())
+    assert same(before, state(run.teacher)) and not run.teacher.training
+    for n, module in run.running.modules().items():
+        assert same(own[n], state(module)), f"transfer changed {n}"
+        assert all(p.grad is None for p in module.parameters()), f"transfer reached {n}"
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_generator_learns_in_synthesis(teacher, name):
+    run = started(teacher, name)
+    if not run.running.modules():
+        pytest.skip("it has no generator: pixels are optimised")
+    own = {n: state(m) for n, m in run.running.modules().items()}
+    with frozen(run.network):
+        run.running.synthesise(run.network, warm_up=name == "ls-gdfd")  # that learns before
+    assert not all(same(own[n], state(m)) for n, m in run.running.modules().items())
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_no_disagreement_is_sought_during_the_warm_up(teacher, name):
+    """A student that knows nothing must not matter; the games have no warm-up."""
+    run = Distillation(teacher, "wrn-10-1", SPEC, LOOP, SMALL[name], "cpu")
+    with frozen(run.network):
+        _, logs = run.running.synthesise(run.network, warm_up=True)
+    games = {"zskt", "dfad", "dfq"}  # their papers know no warm-up
+    assert ("adv" in logs) == (name in games)
+
+
+@ALL
+def test_runs_repeat_and_go_on_to_the_same_bits(teacher, name, tmp_path):
+    def run(folder=None, episodes=LOOP.episodes, resume=False):
+        started = Distillation(teacher, "wrn-10-1", SPEC, LOOP, SMALL[name], "cpu")
+        if episodes < LOOP.episodes:
+            with pytest.raises(KeyboardInterrupt):
+                started.run(folder, resume, False, watch=stop_after(episodes))
+            return None
+        return started.run(folder, resume, progress=False)
+
+    whole = run()
+    torch.manual_seed(1234)  # the global state must not matter
+    run(tmp_path, episodes=2)
+    resumed = run(tmp_path, resume=True)
+    assert same(state(whole.student), state(resumed.student))
+    assert all(same(state(m), state(resumed.modules[n])) for n, m in whole.modules.items())
+    assert torch.equal(whole.pool.images(), resumed.pool.images())
+
+
+def stop_after(episodes):
+    def watch(distillation, row):
+        if row["episode"] == episodes:
+            raise KeyboardInterrupt
+
+    return watch
+
+
+@ALL
+def test_seeds_differ(teacher, name):
+    pools = [
+        distill(teacher, "wrn-10-1", SPEC, replace(LOOP, seed=s, episodes=2), SMALL[name],
+                device="cpu", progress=False).pool.images()
+        for s in (1, 2)
+    ]  # fmt: skip
+    assert not torch.equal(*pools)
+
+
+@ALL
+def test_evaluations_are_those_that_the_teacher_sees(teacher, name):
+    run = Distillation(teacher, "wrn-10-1", SPEC, LOOP, SMALL[name], "cpu")
+    seen = []
+    handle = run.teacher.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    with frozen(run.network):
+        for episode in range(LOOP.episodes):
+            run.running.synthesise(run.network, episode < LOOP.warm_up)
+    handle.remove()
+    assert sum(seen) == METHODS[name].evaluations(SMALL[name], LOOP)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "steps", "images"),
+    [("methods-digits", 800, 10_240), ("methods-28px", 1600, 25_600)],
+)
+def test_the_methods_are_compared_at_equal_budget(experiment, steps, images):
+    runs = [run for run in read_experiment(experiment) if run.seed == 0]
+    assert {run.method_name for run in runs} == {*OWN, "noise"} - {"mix"}
+    for run in runs:
+        loop = run.distill
+        assert (loop.episodes - loop.warm_up) * loop.student_steps == steps
+        assert loop.batch_size == 64
+        if run.method_name != "noise":
+            seen = METHODS[run.method_name].evaluations(run.method, loop)
+            assert images <= seen <= 1.05 * images, run.title
+
+
+NEEDS_BATCH_NORM = ("adi", "dfq", "ls-gdfd", "cmi", "spaceshipnet", "nayer", "fastdfkd", "fssc")
+
+
+@pytest.mark.parametrize("name", NEEDS_BATCH_NORM)
+def test_a_teacher_without_batch_norm_is_refused_with_the_reason(name):
+    bare = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)
+    )  # fmt: skip
+    with pytest.raises(InputError, match="no batch-norm layers"):
+        Distillation(bare, "wrn-10-1", SPEC, LOOP, SMALL[name], "cpu")
+
+
+# --- Losses, by hand ------------------------------------------------------------------------------
+
+
+def test_entropies_by_hand():
+    p = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]])
+    each = [-sum(x * math.log(x) for x in row) for row in p.tolist()]
+    middle = [(a + b) / 2 for a, b in zip(*p.tolist(), strict=True)]
+    assert answer_entropy(p.log()).item() == pytest.approx(sum(each) / 2, rel=1e-5)
+    batch = -sum(x * math.log(x) for x in middle)
+    assert mean_answer_entropy(p.log()).item() == pytest.approx(batch, rel=1e-5)
+    sure = torch.tensor([[0.0, -1e4, -1e4]])
+    assert mean_answer_entropy(sure).item() == pytest.approx(0, abs=1e-6)  # and no NaN
+
+
+def parts_and_loss(teacher, name, **weights):
+    """The method's image loss on fixed images, and the logits of both networks on them."""
+    config = replace(SMALL[name], **weights)
+    run = Distillation(teacher, "wrn-10-1", SPEC, LOOP, config, "cpu")
+    images = torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    with frozen(run.network), run.running.watching():
+        loss, parts = run.running.image_loss(images, torch.arange(8) % 4, run.network, False)
+        x = run.normalise(images)
+        return loss.item(), parts, run.teacher(x), run.network(x), run
+
+
+def test_dafl_by_hand(teacher):
+    loss, _, logits, _, run = parts_and_loss(teacher, "dafl")
+    p = logits.softmax(1)
+    one_hot = -p.max(1).values.log().mean()
+    mean_p = p.mean(0)
+    features = {}
+    name = run.running.problem.teacher_layers.stages[-1]
+    module = dict(run.teacher.named_modules())[name]
+    handle = module.register_forward_hook(lambda *a: features.update(f=a[2]))
+    x = run.normalise(torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(1)))
+    with torch.no_grad():
+        run.teacher(x)
+    handle.remove()
+    activation = features["f"].mean((2, 3)).abs().mean()
+    wanted = 0.05 * one_hot + 5 * (mean_p * mean_p.log()).sum() - 0.01 * activation
+    assert loss == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_dfad_by_hand(teacher):
+    loss, _, t, s, run = parts_and_loss(teacher, "dfad")
+    assert loss == pytest.approx(-(t - s).abs().mean().item(), rel=1e-6)
+    x = torch.randn(8, 1, 16, 16)
+    with frozen(run.network):
+        got, _ = run.running.transfer_loss(run.network, x)
+        assert got.item() == pytest.approx((run.teacher(x) - run.network(x)).abs().mean().item())
+
+
+def kl(t, s):
+    return (t.softmax(1) * (t.log_softmax(1) - s.log_softmax(1))).sum(1).mean()
+
+
+def test_dfq_by_hand(teacher):
+    loss, _, t, s, run = parts_and_loss(teacher, "dfq")
+    p = t.softmax(1)
+    entropy, batch = -(p * p.log()).sum(1).mean(), -(p.mean(0) * p.mean(0).log()).sum()
+    seen = {}
+    layers = [m for m in run.teacher.modules() if isinstance(m, nn.BatchNorm2d)]
+    handles = [m.register_forward_pre_hook(lambda mod, a: seen.update({mod: a[0]})) for m in layers]
+    x = run.normalise(torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(1)))
+    with torch.no_grad():
+        run.teacher(x)
+    for handle in handles:
+        handle.remove()
+    terms = [
+        (m.running_mean - seen[m].mean((0, 2, 3))).norm()
+        + (m.running_var - seen[m].var((0, 2, 3), correction=0)).norm()
+        for m in layers
+    ]
+    bn = 5 * terms[0] + sum(terms[1:])
+    wanted = -kl(t, s) + 0.1 * (bn + entropy - batch)
+    assert loss == pytest.approx(wanted.item(), rel=1e-4)
+
+
+def test_zskt_by_hand(teacher):
+    loss, _, t, s, _ = parts_and_loss(teacher, "zskt")
+    assert loss == pytest.approx(-kl(t, s).item(), rel=1e-4)
+    student = torch.tensor([[[[1.0, 2.0], [0.0, 2.0]]]])  # one channel; squares 1, 4, 0, 4
+    other = torch.tensor([[[[1.0, 1.0], [1.0, 1.0]], [[1.0, 1.0], [1.0, 1.0]]]])  # two channels
+    a = [x / math.sqrt(33) for x in (1, 4, 0, 4)]
+    wanted = sum((x - 0.5) ** 2 for x in a) / 4  # the other map is flat: 1/2 each, of norm 1
+    assert attention_distance(student, other).item() == pytest.approx(wanted, rel=1e-6)
+
+
+def test_competition_by_hand():
+    s, t = torch.tensor([[0.0, 3.0]]), torch.tensor([[3.0, 0.0]])
+    p, q = 1 / (1 + math.e), math.e / (1 + math.e)  # at temperature 3
+    js = p * math.log(p / 0.5) + q * math.log(q / 0.5)  # alike for both directions
+    assert competition_loss(s, t, 3.0).item() == pytest.approx(1 - js, rel=1e-5)
+    assert competition_loss(t, t, 3.0).item() == pytest.approx(1, abs=1e-6)
+    far = torch.tensor([[60.0, 0.0]])  # clamped to 0.99 and 0.01
+    js = 0.99 * math.log(0.99 / 0.5) + 0.01 * math.log(0.01 / 0.5)
+    assert competition_loss(far, -far + 60, 3.0).item() == pytest.approx(1 - js, rel=1e-4)
+
+
+def test_info_nce_by_hand():
+    queries = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    keys = torch.tensor([[1.0, 0.0], [0.0, 3.0]])
+    others = torch.tensor([[-1.0, 0.0]])
+    rows = [[1, 0, -1], [0, 1, 0]]  # cosines to both keys and to the other
+    wanted = [
+        -row[i] / 0.5 + math.log(sum(math.exp(c / 0.5) for c in row)) for i, row in enumerate(rows)
+    ]
+    assert info_nce(queries, keys, others, 0.5).item() == pytest.approx(sum(wanted) / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("agree_only", [True, False])
+@pytest.mark.parametrize("divergence", ["kl", "js", "l1"])
+def test_adversarial_divergences_by_hand(divergence, agree_only):
+    t, s = torch.tensor([[2.0, 0.0], [0.5, 1.0]]), torch.tensor([[1.0, 0.0], [3.0, 0.0]])
+
+    def softmax(row, tau):
+        exps = [math.exp(value / tau) for value in row]
+        return [e / sum(exps) for e in exps]
+
+    def kl_of(p, q):
+        return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+    def apart(a, b):
+        if divergence == "l1":
+            return sum(abs(x - y) for x, y in zip(a, b, strict=True)) / 2
+        tau = 3.0 if divergence == "js" else 1.0
+        p, q = softmax(a, tau), softmax(b, tau)
+        middle = [(x + y) / 2 for x, y in zip(p, q, strict=True)]
+        return kl_of(p, q) if divergence == "kl" else (kl_of(p, middle) + kl_of(q, middle)) / 2
+
+    each = [apart(a, b) for a, b in zip(t.tolist(), s.tolist(), strict=True)]
+    wanted = each[0] if agree_only else sum(each)  # on the second image they disagree
+    got = adversarial_loss(s, t, agree_only, divergence)
+    assert got.item() == pytest.approx(-wanted / 2, rel=1e-5)
+
+
+def test_a_mix_at_its_defaults_is_the_book_s_method(teacher):
+    """To the last bit: what is off costs no random number either."""
+    fssc = SMALL["fssc"]
+    settings = {f.name: getattr(fssc, f.name) for f in fields(fssc)}
+    both = [
+        distill(teacher, "wrn-10-1", SPEC, LOOP, config, device="cpu", progress=False)
+        for config in (fssc, methods.MixConfig(**settings))
+    ]
+    assert same(state(both[0].student), state(both[1].student))
+
+
+def test_contrast_in_a_mix_leaves_the_statistics_of_the_images(teacher):
+    """L_BN's moving averages are of the images made, not of the views that contrast looks at."""
+    averages = []
+    for weight in (0.0, 1e-12):
+        config = replace(SMALL["mix"], exchange=0.0, contrast_weight=weight)
+        run = Distillation(teacher, "wrn-10-1", SPEC, LOOP, config, "cpu")
+        with frozen(run.network):
+            run.running.synthesise(run.network, warm_up=True)
+        averages.append(run.running.bn.average)
+    for one, two in zip(averages[0].values(), averages[1].values(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
+
+
+def test_exchange_in_a_mix_adds_mixtures_of_the_present_generator(teacher):
+    run = Distillation(teacher, "wrn-10-1", SPEC, LOOP, replace(SMALL["mix"], exchange=1.0), "cpu")
+    with frozen(run.network):
+        images, _ = run.running.synthesise(run.network, warm_up=True)
+    assert len(images) == 16
+    generator = run.running.generator.eval()
+    first = run.running.memory.entries[0][0].float()
+    plain = generator.decode(first, 0)
+    assert len(run.running.memory.entries) == 1
+    # mixtures are of the kind, but none is one of the unmixed images
+    distances = torch.cdist(images[8:].flatten(1), plain.flatten(1))
+    assert distances.min() > 1e-4
+
+
+# --- What they are made of ------------------------------------------------------------------------
+
+
+def test_exchange_keeps_half_of_the_channels():
+    maps = torch.arange(6.0)[:, None, None, None].expand(6, 10, 2, 2).clone()  # image i holds i
+    rng = torch.Generator().manual_seed(0)
+    mixed = exchanged(maps, 1.0, rng)
+    for i in range(6):
+        values = mixed[i, :, 0, 0]
+        assert (values == i).sum() == 5 and (values == 5 - i).sum() == 5
+    assert torch.equal(exchanged(maps, 0.0, rng), maps)
+    many = exchanged(torch.arange(1000.0)[:, None, None, None].expand(1000, 4, 1, 1), 0.7, rng)
+    untouched = (many[:, :, 0, 0] == torch.arange(1000.0)[:, None]).all(1).float().mean()
+    assert untouched.item() == pytest.approx(0.3, abs=0.05)
+
+
+def test_views_are_crops_with_gradient():
+    rng = torch.Generator().manual_seed(0)
+    ramp = torch.arange(16.0).view(1, 1, 1, 16).expand(64, 1, 16, 16) / 15
+    ramp = ramp.clone().requires_grad_()
+    local, whole = local_view(ramp, rng), global_view(ramp, rng)
+    inside = local[:, 0, 8, 4:12].diff(
+        dim=1
+    )  # steps across: of one sign in an image, 0.5 to 1 wide
+    assert ((inside > 0).all(1) | (inside < 0).all(1)).all()
+    assert (inside.abs() * 15).min() >= 0.49 and (inside.abs() * 15).max() <= 1.01
+    assert 0 < (inside[:, 0] < 0).float().mean() < 1  # some are mirrored
+    steps = whole[:, 0, 8, 4:12].diff(dim=1).abs() * 15
+    torch.testing.assert_close(steps, torch.ones_like(steps), atol=1e-3, rtol=0)
+    local.sum().backward()
+    assert ramp.grad.abs().sum() > 0
+
+
+def test_names_that_share_letters_have_alike_vectors():
+    vectors = standardised(embedded(NAMES))
+    assert vectors.shape == (4, 512)
+    torch.testing.assert_close(vectors.mean(0), torch.zeros(512), atol=1e-5, rtol=0)
+    similar = torch.nn.functional.cosine_similarity
+    cat, car, dog, dot = vectors
+    assert similar(cat, car, 0) > similar(cat, dog, 0)
+    assert similar(dog, dot, 0) > similar(dog, car, 0)
+    assert torch.equal(embedded(NAMES), embedded(NAMES))
+
+
+def test_fastdfkd_draws_its_first_layer_anew_once(teacher):
+    run = Distillation(teacher, "wrn-10-1", SPEC, LOOP, SMALL["fastdfkd"], "cpu")
+    jumps = []
+    for _ in range(LOOP.episodes):
+        before = run.running.generator.stem.weight.detach().clone()
+        run.step()
+        jumps.append((run.running.generator.stem.weight - before).abs().mean().item())
+    assert jumps.index(max(jumps)) == 2  # half of four episodes
+    assert max(jumps) > 3 * sorted(jumps)[-2]
