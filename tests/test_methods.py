@@ -21,7 +21,7 @@ from dfkd_lite.methods.contrast import global_view, info_nce, local_view
 from dfkd_lite.methods.exchange import exchanged
 from dfkd_lite.methods.nayer import embedded, standardised
 from dfkd_lite.methods.zskt import attention_distance
-from dfkd_lite.networks import NetworkSpec, build
+from dfkd_lite.networks import NetworkSpec, build, find_layers
 
 NAMES = ("cat", "car", "dog", "dot")
 SPEC = NetworkSpec("wrn-10-1", 4, 1, 16, mean=(0.4,), std=(0.3,), class_names=NAMES)
@@ -45,7 +45,7 @@ SMALL = {
     "fssc": methods.FsscConfig(generator=replace(PLAIN), synthesis_batch=8, beta=0.1),
     "mix": methods.MixConfig(
         generator=replace(PLAIN), synthesis_batch=8, beta=0.1, divergence="js", agree_only=False,
-        contrast_weight=0.8, bank_size=40, negatives=10, head=6, exchange=0.7, memory=2,
+        contrast_weight=0.8, bank_size=40, negatives=10, head=6, exchange=0.7, memory=9,
     ),
     "noise": methods.NoiseConfig(synthesis_batch=8),
 }  # fmt: skip
@@ -55,11 +55,13 @@ OWN = [name for name in SMALL if METHODS[name].about is not None]
 
 @pytest.fixture
 def teacher():
-    """A teacher with running statistics of its own, as if it had been trained."""
+    """A teacher with running statistics of its own and sure answers, as if it had been trained."""
     torch.manual_seed(5)
     network = build("wrn-10-1", 4, 1, 16)
     network(torch.randn(64, 1, 16, 16))
-    return network
+    with torch.no_grad():
+        network.get_submodule(find_layers(network.eval(), (1, 16, 16)).classifier).weight.mul_(20)
+    return network.train()
 
 
 def started(teacher, name, **loop):
@@ -382,17 +384,34 @@ def test_contrast_in_a_mix_leaves_the_statistics_of_the_images(teacher):
 
 
 def test_exchange_in_a_mix_adds_mixtures_of_the_present_generator(teacher):
-    run = Distillation(teacher, "wrn-10-1", SPEC, LOOP, replace(SMALL["mix"], exchange=1.0), "cpu")
+    for exchange in (1e-9, 1.0):
+        config = replace(SMALL["mix"], exchange=exchange)
+        run = Distillation(teacher, "wrn-10-1", SPEC, LOOP, config, "cpu")
+        with frozen(run.network):
+            images, _ = run.running.synthesise(run.network, warm_up=True)
+        assert len(images) == 16 and len(run.running.memory.entries) == 1
+        plain = run.running.generator.eval().decode(run.running.memory.entries[0][0].float(), 0)
+        nearest = torch.cdist(images[8:].flatten(1), plain.flatten(1)).amin(1)
+        # the memory is in half precision; with 1e-9 nothing is exchanged
+        assert (nearest < 5e-3).all() if exchange < 1 else (nearest > 2e-2).all()
+
+
+def test_ls_gdfd_s_generators_rest_after_the_warm_up(teacher):
+    run = started(teacher, "ls-gdfd")
+    before = state(run.running.generators)
     with frozen(run.network):
-        images, _ = run.running.synthesise(run.network, warm_up=True)
-    assert len(images) == 16
-    generator = run.running.generator.eval()
-    first = run.running.memory.entries[0][0].float()
-    plain = generator.decode(first, 0)
-    assert len(run.running.memory.entries) == 1
-    # mixtures are of the kind, but none is one of the unmixed images
-    distances = torch.cdist(images[8:].flatten(1), plain.flatten(1))
-    assert distances.min() > 1e-4
+        run.running.synthesise(run.network, warm_up=False)
+    assert same(before, state(run.running.generators))  # running statistics too
+
+
+def test_adi_begins_with_normalised_noise_and_ends_in_pixels(teacher):
+    config = methods.AdiConfig(synthesis_batch=8, steps=1, lr=1e-9)
+    run = Distillation(teacher, "wrn-10-1", SPEC, LOOP, config, "cpu")
+    rng = torch.Generator().manual_seed(LOOP.seed)
+    noise = torch.randn(8, 1, 16, 16, generator=rng)
+    with frozen(run.network):
+        images, _ = run.running.synthesise(run.network, warm_up=False)
+    torch.testing.assert_close(images, (noise * 0.3 + 0.4).clamp(0, 1), rtol=0, atol=1e-5)
 
 
 # --- What they are made of ------------------------------------------------------------------------
