@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from dfkd_lite import parallel
+from dfkd_lite import methods, parallel
 from dfkd_lite.distill import DistillConfig, distill
 from dfkd_lite.errors import InputError
 from dfkd_lite.generator import GeneratorConfig
@@ -365,6 +365,40 @@ def test_a_run_is_that_of_one_process(both, method):
     assert {"cls 1", "bn 3", "adv 3", "kd 3", "msarc 3"} <= expected.keys()
     for found in both(distilled, method):
         assert_alike(found, expected, rtol=1e-8, atol=1e-10)
+
+
+PLAIN = GeneratorConfig(z_dim=8, width=8, attention=None)
+GENERATIVE = {"generator": PLAIN, "synthesis_batch": 8}
+OTHERS = {
+    "dafl": methods.DaflConfig(**GENERATIVE, steps=2),
+    "zskt": methods.ZsktConfig(**GENERATIVE, steps=2),
+    "dfad": methods.DfadConfig(**GENERATIVE, fresh=2),
+    "dfq": methods.DfqConfig(**GENERATIVE, steps=2),
+    "adi": methods.AdiConfig(synthesis_batch=8, steps=3),
+    "nayer": methods.NayerConfig(**GENERATIVE, steps=3),
+    "fastdfkd": methods.FastDfkdConfig(**GENERATIVE, meta=MetaConfig(kind="first-order")),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_methods_runs_are_those_of_one_process(both, name):
+    expected = distilled(OTHERS[name])
+    for found in both(distilled, OTHERS[name]):
+        assert_alike(found, expected, rtol=1e-6, atol=1e-8)
+
+
+def refused_method(config):
+    with pytest.raises(InputError, match="cannot be split over several processes"):
+        distilled(config)
+    return True
+
+
+@pytest.mark.parametrize("config", [
+    methods.CmiConfig(**GENERATIVE), methods.SpaceshipNetConfig(**GENERATIVE),
+    methods.LsGdfdConfig(**GENERATIVE), methods.MixConfig(synthesis_batch=8, exchange=0.5),
+], ids=lambda config: type(config).__name__)  # fmt: skip
+def test_methods_that_need_the_whole_batch_are_refused(both, config):
+    assert all(both(refused_method, config))
 
 
 EXPERIMENT = """\

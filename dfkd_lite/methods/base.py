@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..data import normalise
+from ..errors import InputError
 from ..kd import kl_divergence
 from ..msarc import MsarcLoss
 from ..networks import Layers, NetworkSpec, capture
-from ..parallel import mine
+from ..parallel import count, mine
 
 Logs = dict[str, Tensor]
 
@@ -60,14 +61,24 @@ class Problem:
 
 
 class Method:
-    """Base of the methods. Subclasses give ``Config``, :meth:`synthesise`, and what they keep."""
+    """Base of the methods. Subclasses give ``Config``, :meth:`synthesise`, and what they keep.
+
+    Raises:
+        InputError: several processes, and a method whose terms need the whole batch in one.
+    """
 
     Config: type
     about: About | None = None  # None: no method of its own, but something to compare with
+    splits = True  # whether several processes, each with a part of every batch, are one run
 
     def __init__(self, problem: Problem, config: Any) -> None:
         self.problem = problem
         self.config = config
+        if count() > 1 and not self.splits:
+            raise InputError(
+                f"{type(self).__name__} looks at all images of a batch together, so it cannot be "
+                "split over several processes: start it as one."
+            )
 
     @classmethod
     def evaluations(cls, config: Any, loop: Any) -> int:

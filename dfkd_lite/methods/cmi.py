@@ -58,6 +58,7 @@ class Cmi(Method):
     """See the module. Head and bank are kept; the generator is drawn anew at every call."""
 
     Config = CmiConfig
+    splits = False  # each image is compared with all others
     about = About(
         "CMI", 2021, "inversion with a contrastive term: new images unlike the old ones",
         "Fang et al., IJCAI 2021",

@@ -15,7 +15,7 @@ from ..devices import placed, seeded
 from ..errors import check_range, choose
 from ..generator import AttentionGenerator, GeneratorConfig
 from ..inversion import BatchNormLoss
-from ..parallel import average_gradients, mean, synchronise
+from ..parallel import average_gradients, gathered, mean, mine, synchronise
 from .base import Logs, Method, Problem
 
 #: How the generator's learning rate falls over the run; by the share of the run that is done.
@@ -101,7 +101,8 @@ class Generative(Method):
                 images, logs = self._step(student, warm_up)
         self.calls += 1
         if config.fresh:
-            images = torch.cat(list(self._fresh(config.fresh)))
+            # in the order of one process, of which each of several then keeps its part
+            images = mine(torch.cat([gathered(batch) for batch in self._fresh(config.fresh)]))
         return images.detach(), logs
 
     def watching(self) -> AbstractContextManager[Any]:

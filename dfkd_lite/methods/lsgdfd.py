@@ -56,6 +56,7 @@ class LsGdfd(Method):
     """
 
     Config = LsGdfdConfig
+    splits = False  # a part of a batch may have too few images of a generator's classes
     about = About(
         "LS-GDFD", 2020, "several generators, each for some of the classes, trained first",
         "Luo et al. 2020, arXiv 2012.05578", {},

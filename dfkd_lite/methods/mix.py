@@ -63,6 +63,7 @@ class Mix(Fssc):
     )  # fmt: skip
 
     def __init__(self, problem: Problem, config: MixConfig) -> None:
+        self.splits = not config.contrast_weight and not config.exchange
         super().__init__(problem, config)
         self.memory = FeatureMemory(config.memory)
         self.contrast: Contrast | None = None

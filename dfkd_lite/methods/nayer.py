@@ -97,7 +97,7 @@ class Nayer(Method):
                 best.see(loss, images, logs)
                 optimiser.zero_grad()
                 loss.backward()
-                average_gradients(self.generator.parameters())
+                average_gradients([*self.generator.parameters(), layer])
                 optimiser.step()
         return best.images, best.logs
 
@@ -149,7 +149,7 @@ def embedded(names: Sequence[str], length: int = 512) -> Tensor:
 
 def _signs(text: str, length: int) -> Tensor:
     rng = torch.Generator().manual_seed(int(hashlib.sha256(text.encode()).hexdigest()[:12], 16))
-    return torch.randint(2, (length,), generator=rng).float() * 2 - 1
+    return torch.randint(2, (length,), generator=rng) * 2.0 - 1
 
 
 def standardised(vectors: Tensor) -> Tensor:

@@ -70,6 +70,7 @@ class SpaceshipNet(Method):
     """
 
     Config = SpaceshipNetConfig
+    splits = False  # channels are exchanged across the batch
     about = About(
         "SpaceshipNet", 2023, "channels of remembered features exchanged; activation regions",
         "Yu et al., CVPR 2023",
