@@ -375,7 +375,7 @@ OTHERS = {
     "dfad": methods.DfadConfig(**GENERATIVE, fresh=2),
     "dfq": methods.DfqConfig(**GENERATIVE, steps=2),
     "adi": methods.AdiConfig(synthesis_batch=8, steps=3),
-    "nayer": methods.NayerConfig(**GENERATIVE, steps=3),
+    "nayer": methods.NayerConfig(generator=PLAIN, synthesis_batch=12, steps=3),  # a layer in both
     "fastdfkd": methods.FastDfkdConfig(**GENERATIVE, meta=MetaConfig(kind="first-order")),
 }
 
