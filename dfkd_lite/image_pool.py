@@ -111,13 +111,27 @@ def augment(
     """
     if not shift and not flip:
         return pixels[index].permute(0, 3, 1, 2)
-    (height, width), batch, device = pixels.shape[1:3], len(index), pixels.device
-    rows = _window(height, batch, shift, rng, device)  # (B, H)
-    columns = _window(width, batch, shift, rng, device)  # (B, W)
+    height, width = pixels.shape[1:3]
+    rows, columns = crops(len(index), height, width, rng, shift, flip, pixels.device)
+    return pixels[index[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def crops(
+    batch: int,
+    height: int,
+    width: int,
+    rng: torch.Generator | None,
+    shift: int,
+    flip: bool,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Which rows (B, H) and columns (B, W) of its image each of ``batch`` random crops takes."""
+    rows = _window(height, batch, shift, rng, device)
+    columns = _window(width, batch, shift, rng, device)
     if flip:
         mirrored = torch.rand(batch, 1, generator=rng, device=device) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
-    return pixels[index[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return rows, columns
 
 
 def _window(

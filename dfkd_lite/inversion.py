@@ -116,6 +116,16 @@ class BatchNormLoss:
             blended = {name: self._blended(name) for name in self._newest}
             self.average = {name: (m.detach(), v.detach()) for name, (m, v) in blended.items()}
 
+    def state_dict(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The moving averages, for a checkpoint."""
+        return self.average
+
+    def load_state_dict(self, state: dict[str, tuple[Tensor, Tensor]]) -> None:
+        """Take :meth:`state_dict` back."""
+        for name, (means, variances) in state.items():
+            device = next(self.layers[name].buffers()).device
+            self.average[name] = means.to(device), variances.to(device)
+
     def _blended(self, name: str) -> tuple[Tensor, Tensor]:
         mean, variance = self._newest[name]
         if name not in self.average:
@@ -162,6 +172,7 @@ def mean_answer_entropy(logits: Tensor) -> Tensor:
     logits (B, K). DAFL and DFQ let it rise, so that a batch has all classes.
     """
     p = mean(full(logits).softmax(1).mean(0))
+    p = p.clamp_min(torch.finfo(p.dtype).tiny)  # at 0 the gradient would be infinite
     return -torch.special.xlogy(p, p).sum()
 
 

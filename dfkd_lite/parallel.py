@@ -105,7 +105,7 @@ class _Mean(torch.autograd.Function):
 
 
 @torch.no_grad()
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+def average_gradients(parameters: Iterable[Tensor]) -> None:
     """Give all processes the mean of their gradients, in one message."""
     if count() == 1:
         return

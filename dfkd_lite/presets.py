@@ -122,30 +122,35 @@ LITE_METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         _SMALL,
     ),
     "adi": (
-        {"episodes": 4, "warm_up": 0, "student_steps": 200},
-        {"synthesis_batch": 64, "steps": 40},
+        {"episodes": 4, "warm_up": 0, "student_steps": 200, "measure_every": 1},
+        {"synthesis_batch": 64, "steps": 40, "jitter": 1},
     ),
     "ls-gdfd": (
-        {"episodes": 88, "warm_up": 8, "student_steps": 10},
-        _SMALL | {"steps": 20},
+        {"episodes": 80, "warm_up": 0, "student_steps": 10},
+        _SMALL | {"steps": 160},
     ),
     "cmi": (
-        {"episodes": 8, "warm_up": 0, "student_steps": 100},
-        _SMALL | {"steps": 9, "bank_size": 1024, "negatives": 256, "head": 64},
+        {"episodes": 8, "warm_up": 0, "student_steps": 100, "measure_every": 1},
+        _SMALL
+        | {"steps": 10, "bank_size": 1024, "negatives": 256, "head": 64}
+        | {"shift": 1, "flip": False},
     ),
     "fastdfkd": (
         {"episodes": 84, "warm_up": 4},
-        _SMALL | {"meta": {"steps": 2, "lr": 0.005, "lr_z": 0.015}},
+        _SMALL | {"meta": {"steps": 2, "lr": 0.005, "lr_z": 0.015}} | {"shift": 1, "flip": False},
     ),
     "spaceshipnet": (
-        {"episodes": 16, "warm_up": 0, "student_steps": 50},
+        {"episodes": 16, "warm_up": 0, "student_steps": 50, "measure_every": 1},
         _SMALL | {"steps": 10, "shift": 1, "flip": False},
     ),
     "nayer": (
-        {"episodes": 8, "warm_up": 0, "student_steps": 100},
-        _SMALL | {"steps": 20, "life": 4},
+        {"episodes": 8, "warm_up": 0, "student_steps": 100, "measure_every": 1},
+        _SMALL | {"steps": 20, "loops": 1, "life": 4, "shift": 1, "flip": False},
     ),
-    "mix": ({"episodes": 84, "warm_up": 4}, _SMALL | {"adversarial_weight": 1.0}),
+    "mix": (
+        {"episodes": 84, "warm_up": 4},
+        _SMALL | {"adversarial_weight": 1.0, "shift": 1, "flip": False},
+    ),
     "noise": ({"episodes": 84, "warm_up": 4}, {"synthesis_batch": 64}),
 }
 

@@ -5,7 +5,9 @@ Each call takes a batch of noise and many steps on the pixels themselves: the wa
 statistics, smoothness, a small norm, and images on which student and teacher differ (Jensen-Shannon
 divergence at temperature 3, on clamped probabilities). Some frameworks have -JS where the paper has
 1 - JS: their gradients are the same but for the clamp. Best images are copies here; kept as a
-reference to live pixels, as in some code, the best is the last.
+reference to live pixels, as in some code, the best is the last. Pixels are cut to [0, 1] at the
+end. Smoothness is the book's sum of squared differences; the public code has the norms of the whole
+batch's differences in four directions, so that its weight is not quite ours.
 """
 
 from __future__ import annotations
@@ -25,16 +27,17 @@ from .generative import Best, logged
 
 @dataclass(frozen=True)
 class AdiConfig:
-    """Published values for CIFAR-10; the L2 prior's is that for ImageNet."""
+    """Published values for CIFAR-10."""
 
     synthesis_batch: int = 256
     steps: int = 2000  # on the pixels of a batch
-    lr: float = 0.05  # Adam, cosine
+    lr: float = 0.05  # Adam
     bn_weight: float = 10.0
     tv_weight: float = 2.5e-5
-    l2_weight: float = 1e-5
-    competition_weight: float = 0.2  # of 1 - JS; 0: DeepInversion
+    l2_weight: float = 3e-8
+    competition_weight: float = 10.0  # of 1 - JS; 0: DeepInversion
     jitter: int = 2  # pixels by which the batch is rolled in each step, at most
+    flip: bool = False  # mirror the batch in half of the steps: for ImageNet
     temperature: float = 3.0  # of the Jensen-Shannon divergence, and of the student's KL
 
     def __post_init__(self) -> None:
@@ -52,7 +55,9 @@ class Adi(Method):
     Config = AdiConfig
     about = About(
         "ADI / DeepInversion", 2020, "pixels optimised for batch statistics, and for disagreement",
-        "Yin et al., CVPR 2020", {"warm_up": 0, "lr": 0.1},
+        "Yin et al., CVPR 2020",
+        {"episodes": 1000, "warm_up": 0, "student_steps": 50, "batch_size": 256, "lr": 0.1,
+         "pool_size": 256_000},
     )  # fmt: skip
 
     def __init__(self, problem: Problem, config: AdiConfig) -> None:
@@ -69,8 +74,7 @@ class Adi(Method):
         noise = torch.randn(shape, generator=problem.rng, device=problem.device)
         x = mine(noise).requires_grad_()  # normalised, as the teacher reads images
         labels = problem.labels(config.synthesis_batch)
-        optimiser = torch.optim.Adam([x], config.lr, (0.5, 0.9))
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps)
+        optimiser = torch.optim.Adam([x], config.lr)
         best = Best()
         for _ in range(config.steps):
             loss, logs = self.image_loss(self._jittered(x), labels, student, warm_up)
@@ -78,9 +82,6 @@ class Adi(Method):
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            schedule.step()
-            with torch.no_grad():
-                x.copy_(x.clamp(-mean / std, (1 - mean) / std))  # pixels stay in [0, 1]
         return best.images.clamp(0, 1), best.logs
 
     def image_loss(
@@ -101,12 +102,13 @@ class Adi(Method):
         return loss, logged(**parts)
 
     def _jittered(self, x: Tensor) -> Tensor:
-        """Rolled by up to ``jitter`` pixels each way, and mirrored in half of the steps."""
+        """Rolled by up to ``jitter`` pixels each way, and with ``flip`` mirrored half the time."""
         rng, most = self.problem.rng, int(self.config.jitter)
         drawn = torch.randint(-most, most + 1, (2,), generator=rng, device=rng.device).tolist()
-        flipped = bool(torch.rand((), generator=rng, device=rng.device) < 0.5)
         x = x.roll(drawn, (2, 3))
-        return x.flip(3) if flipped else x
+        if not self.config.flip:
+            return x
+        return x.flip(3) if torch.rand((), generator=rng, device=rng.device) < 0.5 else x
 
 
 def competition_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:

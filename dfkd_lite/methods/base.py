@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import parallel
 from ..data import normalise
 from ..errors import InputError
+from ..image_pool import crops
 from ..kd import kl_divergence
 from ..msarc import MsarcLoss
 from ..networks import Layers, NetworkSpec, capture
-from ..parallel import count, mine
+from ..parallel import mine
 
 Logs = dict[str, Tensor]
 
@@ -50,14 +52,29 @@ class Problem:
     def labels(self, count: int) -> Tensor:
         """``count`` labels (B,) in random order, each class equally often up to one.
 
-        As of all that a method draws, each of several processes gets its own part.
+        Of fewer labels than classes, none comes twice. As of all that a method draws, each of
+        several processes gets its own part.
         """
-        order = torch.randperm(count, generator=self.rng, device=self.device)
+        most = max(count, self.spec.classes)
+        order = torch.randperm(most, generator=self.rng, device=self.device)[:count]
         return mine(order % self.spec.classes)
 
     def latents(self, count: int, z_dim: int) -> Tensor:
         """z ~ N(0, 1), (B, z_dim)."""
         return mine(torch.randn(count, z_dim, generator=self.rng, device=self.device))
+
+    def augmented(self, images: Tensor, shift: int, flip: bool) -> Tensor:
+        """Images (B, C, H, W) moved by up to ``shift`` whole pixels, their borders mirrored, and
+        with ``flip`` turned left to right half of the time; with gradient to the images."""
+        if not shift and not flip:
+            return images
+        batch, (height, width) = parallel.count() * len(images), images.shape[2:]
+        drawn = crops(batch, height, width, self.rng, shift, flip, self.device)
+        rows, columns = map(mine, drawn)
+        every = torch.arange(len(images), device=images.device)
+        pixels = images.permute(0, 2, 3, 1)
+        picked = pixels[every[:, None, None], rows[:, :, None], columns[:, None, :]]
+        return picked.permute(0, 3, 1, 2)
 
 
 class Method:
@@ -74,7 +91,7 @@ class Method:
     def __init__(self, problem: Problem, config: Any) -> None:
         self.problem = problem
         self.config = config
-        if count() > 1 and not self.splits:
+        if parallel.count() > 1 and not self.splits:
             raise InputError(
                 f"{type(self).__name__} looks at all images of a batch together, so it cannot be "
                 "split over several processes: start it as one."
@@ -89,7 +106,7 @@ class Method:
         """New images (B, C, H, W) in [0, 1], and the losses behind them.
 
         ``student`` is in eval mode and frozen. During ``warm_up`` it has learnt nothing yet:
-        adversarial terms stay out.
+        adversarial terms stay out (but of the games, which know no warm-up).
         """
         raise NotImplementedError
 

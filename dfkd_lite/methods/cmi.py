@@ -4,7 +4,9 @@ Each call draws a generator anew and fits it, with its latents, to one batch: ba
 wanted classes, disagreement, and a contrastive term. A small head maps what the teacher sees (the
 spatial means of its batch-norm inputs) to a sphere, on which two views of an image should lie close
 together and all other images, those made before among them, far away. Followed is the public code
-where paper and code differ; its pool of images has no bound, here it is the loop's.
+where paper and code differ. Its pool of images has no bound, here it is the loop's; its student's
+learning rate falls in three steps, here along the loop's cosine; its generator's weights are drawn
+from N(0, 0.02), here by each layer's own rule.
 """
 
 from __future__ import annotations
@@ -18,35 +20,38 @@ from torch import Tensor, nn
 from ..errors import check_range
 from ..generator import GeneratorConfig
 from ..inversion import BatchNormLoss, adversarial_loss, class_loss
-from ..parallel import average_gradients
 from .base import About, Logs, Method, Problem
-from .contrast import Contrast, batch_norm_inputs, global_view
+from .contrast import Contrast, batch_norm_inputs
 from .generative import Best, logged, new_generator, plain_generator, redraw
 
 
 @dataclass(frozen=True)
 class CmiConfig:
-    """Published values for CIFAR."""
+    """Published values for CIFAR, as without a pool that was inverted beforehand."""
 
     generator: GeneratorConfig = field(default_factory=plain_generator)
     synthesis_batch: int = 256
     steps: int = 200  # of a generator, which then is thrown away
     lr: float = 1e-3  # of generator, latents and head: Adam
     bn_weight: float = 1.0
-    class_weight: float = 0.5
+    class_weight: float = 1.0  # 0.5 where there is such a pool
     adversarial_weight: float = 0.5  # counted where both networks agree
     contrast_weight: float = 0.8
     contrast_temperature: float = 0.1
-    bank_size: int = 40_960  # features of images made before
+    bank_size: int = 40_960  # images made before: features of two views each
     negatives: int = 4096  # of them, drawn for each step
     head: int = 256  # dimensions of the sphere
+    shift: int = 4  # of the global view; here borders are mirrored, there black
+    flip: bool = True  # of both views
     temperature: float = 20.0  # of the student's KL divergence
 
     def __post_init__(self) -> None:
         check_range("synthesis_batch", self.synthesis_batch, 2)
         check_range("steps", self.steps, 1)
         check_range("lr", self.lr, 0, above=True)
-        for name in ("bn_weight", "class_weight", "adversarial_weight", "contrast_weight"):
+        for name in (
+            "bn_weight", "class_weight", "adversarial_weight", "contrast_weight", "shift"
+        ):  # fmt: skip
             check_range(name, getattr(self, name), 0)
         for name in ("contrast_temperature", "temperature"):
             check_range(name, getattr(self, name), 0, 1000, above=True)
@@ -74,12 +79,11 @@ class Cmi(Method):
 
     @classmethod
     def evaluations(cls, config: Any, loop: Any) -> int:
-        # two views a step, and two for the bank
-        return loop.episodes * (2 * config.steps + 2) * config.synthesis_batch
+        return loop.episodes * 2 * config.steps * config.synthesis_batch  # two views
 
     def synthesise(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs]:
         config, problem = self.config, self.problem
-        redraw(self.generator, problem.rng)
+        redraw(self.generator, problem, config.generator)
         self.generator.train()
         z = problem.latents(config.synthesis_batch, config.generator.z_dim).requires_grad_()
         labels = problem.labels(config.synthesis_batch)
@@ -89,14 +93,14 @@ class Cmi(Method):
         for _ in range(config.steps):
             images = self.generator(z)
             loss, logs = self.image_loss(images, labels, student, warm_up)
-            best.see(loss, images, logs)
+            if best.see(loss, images, logs):
+                seen = self.contrast.newest
             optimiser.zero_grad()
             self.head_optimiser.zero_grad()
             loss.backward()
-            average_gradients([*self.generator.parameters(), *self.contrast.head.parameters()])
             optimiser.step()
             self.head_optimiser.step()
-        self.contrast.remember(best.images)
+        self.contrast.remember(seen)
         return best.images, best.logs
 
     def image_loss(
@@ -104,7 +108,7 @@ class Cmi(Method):
     ) -> tuple[Tensor, Logs]:
         """For images (B, C, H, W) in [0, 1]; the global view is what all terms are taken on."""
         config, problem = self.config, self.problem
-        x = problem.normalise(global_view(images, problem.rng))
+        x = problem.normalise(self.contrast.global_view(images))
         with self.bn, batch_norm_inputs(problem.teacher) as inputs:
             logits = problem.teacher(x)
             bn = self.bn.loss()

@@ -12,39 +12,45 @@ from torch import Tensor, nn
 
 from ..devices import full, placed
 from ..networks import batch_norms
-from ..parallel import gathered, synchronise
 from .base import Problem
 
 
 class Contrast:
     """The head, the bank of features of earlier images, and the loss.
 
-    ``config`` has ``contrast_temperature``, ``bank_size``, ``negatives`` and ``head``.
+    ``config`` has ``contrast_temperature``, ``bank_size``, ``negatives``, ``head``, ``shift`` and
+    ``flip``. The bank keeps pairs: what the teacher saw in the local and in the global view.
     """
 
     def __init__(self, problem: Problem, config: Any) -> None:
         self.problem, self.config = problem, config
         width = sum(bn.num_features for bn in batch_norms(problem.teacher).values())
         head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, config.head))
-        self.head = synchronise(placed(head, problem.device))
-        self.bank = torch.empty(0, width, device=problem.device)
+        self.head = placed(head, problem.device)
+        self.bank = torch.empty(0, 2, width, device=problem.device)
+        self.newest = self.bank  # the pairs of the images that the loss saw last
+
+    def global_view(self, images: Tensor) -> Tensor:
+        """Each image moved by up to ``shift`` pixels, and perhaps mirrored."""
+        return self.problem.augmented(images, self.config.shift, self.config.flip)
 
     def loss(self, images: Tensor, whole: list[Tensor] | None = None) -> Tensor:
-        """InfoNCE, a scalar, for images (B, C, H, W) in [0, 1]: a local view of each must find its
-        global view among those of the batch and of the bank. ``whole``: the batch-norm inputs of
-        the global view, where the teacher has seen it already."""
-        rng = self.problem.rng
-        keys = self.seen(global_view(images, rng)) if whole is None else pooled(whole)
-        features = self.seen(local_view(images, rng)), keys, self._drawn()
-        queries, keys, others = map(self.head, features)
-        return info_nce(queries, keys, others, self.config.contrast_temperature)
+        """InfoNCE, a scalar, for images (B, C, H, W) in [0, 1]: the local view of each must find
+        its global view among those of the batch and of the bank; so must the bank's own.
+        ``whole``: the batch-norm inputs of the global view, where the teacher has seen it."""
+        local = self.seen(local_view(images, self.problem.rng, self.config.flip))
+        whole_seen = self.seen(self.global_view(images)) if whole is None else pooled(whole)
+        self.newest = torch.stack([local, whole_seen], 1).detach()
+        old = self._drawn()
+        queries = self.head(torch.cat([local, old[:, 0]]))
+        keys = self.head(torch.cat([whole_seen, old[:, 1]])).detach()
+        each = info_nce(queries, keys, self.config.contrast_temperature)
+        new, banked = each.split([len(local), len(old)])
+        return new.mean() + banked.mean() if len(old) else new.mean()
 
-    @torch.no_grad()
-    def remember(self, images: Tensor) -> None:
-        """Put both views of finished images into the bank; the oldest make room."""
-        rng = self.problem.rng
-        new = [gathered(self.seen(view(images, rng))) for view in (local_view, global_view)]
-        self.bank = torch.cat([self.bank, *new])[-self.config.bank_size :]
+    def remember(self, pairs: Tensor) -> None:
+        """Put pairs of features (B, 2, d) into the bank; the oldest make room."""
+        self.bank = torch.cat([self.bank, pairs])[-self.config.bank_size :]
 
     def seen(self, images: Tensor) -> Tensor:
         """What the teacher sees (B, d): the spatial means of all its batch-norms' inputs."""
@@ -58,12 +64,12 @@ class Contrast:
         return self.bank[order[:count]]
 
 
-def info_nce(queries: Tensor, keys: Tensor, others: Tensor, temperature: float) -> Tensor:
-    """-log softmax of each query's similarity to its own key, mean over B (van den Oord et al.
-    2018): queries and keys (B, d), others (N, d); all are scaled to the sphere first."""
-    queries, keys, others = (F.normalize(full(x), dim=1) for x in (queries, keys, others))
-    similar = queries @ torch.cat([keys, others]).T / temperature
-    return F.cross_entropy(similar, torch.arange(len(queries), device=queries.device))
+def info_nce(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
+    """-log softmax of each query's similarity to its own key among all keys, (N,), for queries and
+    keys (N, d), which are scaled to the sphere first (van den Oord et al. 2018)."""
+    queries, keys = (F.normalize(full(x), dim=1) for x in (queries, keys))
+    own = torch.arange(len(queries), device=queries.device)
+    return F.cross_entropy(queries @ keys.T / temperature, own, reduction="none")
 
 
 def pooled(maps: list[Tensor]) -> Tensor:
@@ -86,30 +92,17 @@ def batch_norm_inputs(model: nn.Module) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
-def global_view(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Each image shifted by up to an eighth of its side (4 px at 32), and perhaps mirrored."""
-    return _view(images, rng, 1.0, 1.0, 0.25)
-
-
-def local_view(images: Tensor, rng: torch.Generator) -> Tensor:
-    """A random square of a quarter to all of each image's area, enlarged, and perhaps mirrored."""
-    return _view(images, rng, 0.25, 1.0, 0.0)
-
-
-def _view(
-    images: Tensor, rng: torch.Generator, smallest: float, largest: float, beyond: float
-) -> Tensor:
-    """Random crops with gradient. Coordinates run from -1 to 1: a crop of half-side s is centred up
-    to 1 - s + ``beyond`` from the middle; what lies outside is black."""
+def local_view(images: Tensor, rng: torch.Generator, flip: bool) -> Tensor:
+    """A random square of a quarter to all of each image's area, enlarged, and perhaps mirrored;
+    with gradient to the images (B, C, H, W)."""
 
     def uniform(low: Tensor | float, high: Tensor | float) -> Tensor:
         drawn = torch.rand(len(images), generator=rng, device=images.device)
         return low + (high - low) * drawn
 
-    side = uniform(smallest, largest).sqrt()
-    room = 1 - side + beyond
-    across, down = uniform(-room, room), uniform(-room, room)
-    mirror = 1 - 2 * (uniform(0.0, 1.0) < 0.5).float()
+    side = uniform(0.25, 1.0).sqrt()  # coordinates run from -1 to 1
+    across, down = uniform(side - 1, 1 - side), uniform(side - 1, 1 - side)
+    mirror = 1 - 2 * (uniform(0.0, 1.0) < 0.5).float() if flip else torch.ones_like(side)
     zero = torch.zeros_like(side)
     rows = [torch.stack([side * mirror, zero, across], 1), torch.stack([zero, side, down], 1)]
     grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)

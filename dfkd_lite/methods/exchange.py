@@ -14,7 +14,8 @@ from ..networks import evaluating
 class FeatureMemory:
     """Maps of a generator for batches that it has made: after its first layer and each block.
 
-    The newest ``batches`` are kept, in half precision, on the device.
+    The newest ``batches`` of one size are kept, in half precision, on the device: at 32 px and the
+    published settings 11 GB, which a checkpoint holds too.
     """
 
     def __init__(self, batches: int) -> None:
@@ -25,12 +26,8 @@ class FeatureMemory:
         """Remember a batch by its maps, each (B, P, H, W)."""
         self.entries = [*self.entries, [m.detach().half() for m in maps]][-self.batches :]
 
-    def state(self) -> list[list[Tensor]]:
-        """What a checkpoint keeps."""
-        return self.entries
-
     def load(self, entries: list[list[Tensor]], device: torch.device) -> None:
-        """Take :meth:`state` back."""
+        """Take back the ``entries`` that a checkpoint has kept."""
         self.entries = [[m.to(device) for m in maps] for maps in entries]
 
     @torch.no_grad()
@@ -39,18 +36,21 @@ class FeatureMemory:
     ) -> Tensor:
         """``count`` images (B, C, H, W) that the present generator decodes, in eval mode.
 
-        A batch and one of its levels are drawn; with probability ``share`` an image's map keeps a
-        random half of its channels and takes the rest from another image of the batch.
+        One level is drawn, and for each image any map of it in the memory, old or new; with
+        probability ``share`` the batch's channels are exchanged.
         """
 
-        def draw(high: int, size: tuple[int, ...] = ()) -> Tensor:
-            return torch.randint(high, size, generator=rng, device=rng.device)
+        def draw(high: int, size: tuple[int, ...] = ()) -> list[int]:
+            return torch.randint(high, size, generator=rng, device=rng.device).flatten().tolist()
 
-        maps = self.entries[int(draw(len(self.entries)))]
-        level = int(draw(len(maps)))
-        chosen = maps[level][draw(len(maps[0]), (count,)).to(maps[0].device)].float()
+        (level,) = draw(len(self.entries[0]))
+        rows = draw(sum(len(maps[0]) for maps in self.entries), (count,))
+        size = len(self.entries[0][0])
+        chosen = torch.stack([self.entries[r // size][level][r % size] for r in rows]).float()
+        if torch.rand((), generator=rng, device=rng.device) < share:
+            chosen = exchanged(chosen, rng)
         with evaluating(generator):
-            return generator.decode(exchanged(chosen, share, rng), level)
+            return generator.decode(chosen, level)
 
 
 def all_maps(generator: AttentionGenerator, z: Tensor) -> list[Tensor]:
@@ -61,12 +61,10 @@ def all_maps(generator: AttentionGenerator, z: Tensor) -> list[Tensor]:
     return maps
 
 
-def exchanged(maps: Tensor, share: float, rng: torch.Generator) -> Tensor:
-    """Maps (B, P, H, W): with probability ``share`` image i keeps a random half of its channels and
-    takes the others from image B - 1 - i."""
+def exchanged(maps: Tensor, rng: torch.Generator) -> Tensor:
+    """Maps (B, P, H, W): image i keeps a random half of its channels and takes the others from
+    image B - 1 - i."""
     count, channels = maps.shape[:2]
     order = torch.rand(count, channels, generator=rng, device=rng.device).argsort(1)
-    taken = order >= channels - channels // 2
-    mixed = torch.rand(count, 1, generator=rng, device=rng.device) < share
-    mask = (taken & mixed).to(maps.device)[:, :, None, None]
-    return torch.where(mask, maps.flip(0), maps)
+    taken = (order >= channels - channels // 2).to(maps.device)
+    return torch.where(taken[:, :, None, None], maps.flip(0), maps)

@@ -71,7 +71,8 @@ class Fssc(SpatialMethod):
 
     @classmethod
     def evaluations(cls, config: Any, loop: Any) -> int:
-        passes = config.meta.steps + (config.meta.kind == "maml")  # exact MAML: one after them
+        after = config.meta.kind in ("maml", "first-order")  # these look once more after the steps
+        passes = config.meta.steps + after
         return loop.episodes * passes * config.synthesis_batch
 
     def synthesise(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs]:
@@ -94,7 +95,7 @@ class Fssc(SpatialMethod):
     ) -> tuple[Tensor, Logs]:
         """Eq. 16 for images (B, C, H, W) in [0, 1]; within the context of ``self.bn``."""
         config = self.config
-        x = self.problem.normalise(images)
+        x = self.problem.normalise(self.viewed(images))
         teacher_logits = self.problem.teacher(x)
         parts = {"cls": class_loss(teacher_logits, labels)}
         loss = config.kappa * config.class_weight * parts["cls"]
@@ -106,6 +107,10 @@ class Fssc(SpatialMethod):
             loss = loss + config.adversarial_weight * parts["adv"]
         return loss, {name: part.detach() for name, part in parts.items()}
 
+    def viewed(self, images: Tensor) -> Tensor:
+        """What both networks are shown of the images while they are made: here all of them."""
+        return images
+
     def disagreement(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """The adversarial term of Eq. 16 for logits (B, K): a scalar, low where they differ."""
         return adversarial_loss(student_logits, teacher_logits, self.config.agree_only)
@@ -114,16 +119,13 @@ class Fssc(SpatialMethod):
         return {"generator": self.generator}
 
     def state_dict(self) -> dict[str, Any]:
-        average = {} if self.bn is None else self.bn.average
+        average = {} if self.bn is None else self.bn.state_dict()
         return {"outer": self.learner.outer.state_dict(), "bn_average": average}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.learner.outer.load_state_dict(state["outer"])
         if self.bn is not None:
-            self.bn.average = {
-                name: (mean.to(self.problem.device), variance.to(self.problem.device))
-                for name, (mean, variance) in state["bn_average"].items()
-            }
+            self.bn.load_state_dict(state["bn_average"])
 
 
 class _Task:

@@ -22,7 +22,7 @@ from .base import Logs, Method, Problem
 SCHEDULES = {
     "constant": lambda share: 1.0,
     "cosine": lambda share: 0.5 * (1 + math.cos(math.pi * share)),
-    "thirds": lambda share: 0.1 ** int(3 * share),  # a tenth after each third
+    "fifths": lambda share: 0.1 ** min(int(5 * share), 2),  # a tenth after one fifth, and two
 }
 
 
@@ -65,9 +65,11 @@ class DivergenceConfig(GenerativeConfig):
 class Generative(Method):
     """Subclasses say what images should be like: :meth:`image_loss`.
 
-    Each step draws latents and labels anew; the generator is kept, in training mode. Where
-    ``bn_first`` is set, ``self.bn`` watches the teacher's batch statistics, the first layer's
-    distance multiplied by it.
+    Each step draws latents anew; the generator is kept, in training mode. Where ``bn_first`` is
+    set, ``self.bn`` watches the teacher's batch statistics, the first layer's distance multiplied
+    by it. The student is in eval mode here; ZSKT's, DFAD's and DFQ's authors leave theirs in
+    training mode. What they call the same batch for the student is a pool of that size here, drawn
+    from with replacement, in 8 bits.
     """
 
     Config: type = GenerativeConfig
@@ -84,9 +86,7 @@ class Generative(Method):
             None if self.bn_first is None else BatchNormLoss(problem.teacher, first=self.bn_first)
         )
 
-    def image_loss(
-        self, images: Tensor, labels: Tensor, student: nn.Module, warm_up: bool
-    ) -> tuple[Tensor, Logs]:
+    def image_loss(self, images: Tensor, student: nn.Module) -> tuple[Tensor, Logs]:
         """What the generator minimises, for images (B, C, H, W) in [0, 1], and its parts."""
         raise NotImplementedError
 
@@ -98,7 +98,7 @@ class Generative(Method):
         self.generator.train()
         with self.watching():
             for _ in range(config.steps):
-                images, logs = self._step(student, warm_up)
+                images, logs = self._step(student)
         self.calls += 1
         if config.fresh:
             # in the order of one process, of which each of several then keeps its part
@@ -109,11 +109,11 @@ class Generative(Method):
         """The context of all generator steps of an episode."""
         return self.bn or nullcontext()
 
-    def _step(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs]:
-        count = self.config.synthesis_batch
-        z = self.problem.latents(count, self.config.generator.z_dim)
-        images = self.generator(z)
-        loss, logs = self.image_loss(images, self.problem.labels(count), student, warm_up)
+    def _step(self, student: nn.Module) -> tuple[Tensor, Logs]:
+        config = self.config
+        self.z = self.problem.latents(config.synthesis_batch, config.generator.z_dim)
+        images = self.generator(self.z)
+        loss, logs = self.image_loss(images, student)
         self.optimiser.zero_grad()
         loss.backward()
         average_gradients(self.generator.parameters())
@@ -147,14 +147,11 @@ def new_generator(problem: Problem, config: GeneratorConfig) -> AttentionGenerat
     return synchronise(placed(generator, problem.device))
 
 
-def redraw(module: nn.Module, rng: torch.Generator) -> None:
-    """Draw the weights of a whole module anew, each layer by its own rule."""
-    seed = torch.randint(2**31, (), generator=rng, device=rng.device)
+def redraw(generator: AttentionGenerator, problem: Problem, config: GeneratorConfig) -> None:
+    """Draw the weights of a generator anew, as a new one's, running statistics included."""
+    seed = torch.randint(2**31, (), generator=problem.rng, device=problem.device)
     with seeded(int(seed)):
-        for part in module.modules():
-            draw = getattr(part, "reset_parameters", None)
-            if callable(draw):
-                draw()
+        generator.load_state_dict(new_generator(problem, config).state_dict())
 
 
 class Best:

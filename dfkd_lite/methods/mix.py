@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from ..errors import check_range, choose
 from ..inversion import DIVERGENCES, adversarial_loss
 from ..meta import Adaptation
-from ..parallel import average_gradients
 from .base import About, Logs, Problem
 from .contrast import Contrast
 from .exchange import FeatureMemory, all_maps
@@ -39,7 +38,9 @@ class MixConfig(FsscConfig):
     negatives: int = 4096
     head: int = 256
     head_lr: float = 1e-3
-    exchange: float = 0.0  # SpaceshipNet: 0.7, the probability for an image; 0: no mixtures
+    shift: int = 4  # of contrast's views, as the next: CMI
+    flip: bool = True
+    exchange: float = 0.0  # SpaceshipNet: 0.7, the probability for a batch; 0: no mixtures
     memory: int = 200  # batches remembered; SpaceshipNet
 
     def __post_init__(self) -> None:
@@ -48,6 +49,7 @@ class MixConfig(FsscConfig):
         check_range("contrast_weight", self.contrast_weight, 0)
         check_range("contrast_temperature", self.contrast_temperature, 0, 1000, above=True)
         check_range("head_lr", self.head_lr, 0, above=True)
+        check_range("shift", self.shift, 0)
         for name in ("bank_size", "negatives", "head", "memory"):
             check_range(name, getattr(self, name), 1)
         check_range("exchange", self.exchange, 0, 1)
@@ -76,17 +78,15 @@ class Mix(Fssc):
         number = super().evaluations(config, loop)
         if not config.contrast_weight:
             return number
-        # a step's images are seen in two views more; two views of the best go into the bank
-        return 3 * number + 2 * loop.episodes * config.synthesis_batch
+        return 3 * number  # a step's images are seen in two views more
 
     def adapt(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs, Adaptation]:
         if self.contrast is None:
             return super().adapt(student, warm_up)
         self.head_optimiser.zero_grad()
         images, logs, adaptation = super().adapt(student, warm_up)
-        average_gradients(self.contrast.head.parameters())  # of all inner steps
-        self.head_optimiser.step()
-        self.contrast.remember(images)
+        self.head_optimiser.step()  # on the gradients of all inner steps
+        self.contrast.remember(self.contrast.newest)
         return images, logs, adaptation
 
     def synthesise(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs]:
@@ -120,7 +120,7 @@ class Mix(Fssc):
         return super().modules() | head
 
     def state_dict(self) -> dict[str, Any]:
-        state = super().state_dict() | {"memory": self.memory.state()}
+        state = super().state_dict() | {"memory": self.memory.entries}
         if self.contrast is not None:
             state |= {"head": self.head_optimiser.state_dict(), "bank": self.contrast.bank}
         return state

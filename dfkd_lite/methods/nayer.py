@@ -3,7 +3,8 @@
 Later than the paper's comparison. The generator does not read noise but an embedding of the wanted
 label, passed through a layer whose weights are drawn anew for every batch: there the noise is. One
 layer makes one image of each class; a batch has as many layers as it needs. The generator itself is
-drawn anew every few calls, so that it does not settle.
+drawn anew every few calls, so that it does not settle. (The authors' layer has a bias too, and the
+batch-norm before it a scale and an offset that learn.)
 
 The authors' embeddings are a language model's (512 numbers for a class name). None is shipped here.
 "one-hot" needs nothing, but then a class has a row of the noisy layer to itself, which is its
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from ..errors import check_range, choose
 from ..generator import GeneratorConfig
 from ..inversion import BatchNormLoss, adversarial_loss, class_loss
-from ..parallel import average_gradients, mine
+from ..parallel import average_gradients, gathered, mine
 from .base import About, Logs, Method, Problem
 from .generative import Best, logged, new_generator, plain_generator, redraw
 
@@ -37,24 +38,30 @@ EMBEDDINGS = ("one-hot", "names")
 class NayerConfig:
     """Published values for CIFAR-100, WRN-40-2 to WRN-16-2."""
 
-    generator: GeneratorConfig = field(default_factory=plain_generator)
+    generator: GeneratorConfig = field(default_factory=lambda: plain_generator(z_dim=1000))
     embedding: str = "names"
     synthesis_batch: int = 400
-    steps: int = 40  # of the generator, a call
+    steps: int = 40  # of the generator, a batch; CIFAR-10: 30
+    loops: int = 2  # batches a call, each with layers of its own
+    warm_up_loops: int = 10  # the same in the warm-up
     lr: float = 4e-3  # of generator and noisy layer: Adam
     life: int = 10  # calls after which the generator is drawn anew
     bn_weight: float = 10.0
+    bn_momentum: float = 0.9  # moving average of the batch statistics
     class_weight: float = 0.5
     adversarial_weight: float = 1.33  # counted where both networks agree
     temperature: float = 20.0
+    shift: int = 4  # of what the networks see while images are made
+    flip: bool = True
 
     def __post_init__(self) -> None:
         choose("embedding", self.embedding, EMBEDDINGS)
         check_range("synthesis_batch", self.synthesis_batch, 2)
-        for name in ("steps", "life"):
+        for name in ("steps", "life", "loops", "warm_up_loops"):
             check_range(name, getattr(self, name), 1)
+        check_range("bn_momentum", self.bn_momentum, 0, 0.9999)
         check_range("lr", self.lr, 0, above=True)
-        for name in ("bn_weight", "class_weight", "adversarial_weight"):
+        for name in ("bn_weight", "class_weight", "adversarial_weight", "shift"):
             check_range(name, getattr(self, name), 0)
         check_range("temperature", self.temperature, 0, 1000, above=True)
 
@@ -71,7 +78,7 @@ class Nayer(Method):
     def __init__(self, problem: Problem, config: NayerConfig) -> None:
         super().__init__(problem, config)
         self.generator = new_generator(problem, config.generator)
-        self.bn = BatchNormLoss(problem.teacher)
+        self.bn = BatchNormLoss(problem.teacher, config.bn_momentum)
         self.calls = 0
         spec = problem.spec
         names = spec.class_names or tuple(map(str, range(spec.classes)))
@@ -79,12 +86,25 @@ class Nayer(Method):
         # the batch-norm before the noisy layer: over all classes, since each is drawn equally often
         self.embedding = standardised(vectors).to(problem.device)
 
+    @classmethod
+    def evaluations(cls, config: Any, loop: Any) -> int:
+        loops = loop.warm_up * config.warm_up_loops + (loop.episodes - loop.warm_up) * config.loops
+        return loops * config.steps * config.synthesis_batch
+
     def synthesise(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs]:
-        config, problem = self.config, self.problem
+        config = self.config
         if self.calls and self.calls % config.life == 0:
-            redraw(self.generator, problem.rng)
+            redraw(self.generator, self.problem, config.generator)
         self.calls += 1
         self.generator.train()
+        batches = []
+        for _ in range(config.warm_up_loops if warm_up else config.loops):
+            best = self._batch(student, warm_up)
+            batches.append(gathered(best.images))
+        return mine(torch.cat(batches)), best.logs
+
+    def _batch(self, student: nn.Module, warm_up: bool) -> Best:
+        config, problem = self.config, self.problem
         labels = torch.arange(config.synthesis_batch, device=problem.device) % problem.spec.classes
         rows, labels, layer = self._noisy(labels)
         optimiser = torch.optim.Adam([*self.generator.parameters(), layer], config.lr, (0.5, 0.999))
@@ -99,7 +119,8 @@ class Nayer(Method):
                 loss.backward()
                 average_gradients([*self.generator.parameters(), layer])
                 optimiser.step()
-        return best.images, best.logs
+            self.bn.remember()
+        return best
 
     def _noisy(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For each image the number of its layer and its label, and the layers (L, E, z_dim), drawn
@@ -108,7 +129,6 @@ class Nayer(Method):
         count = math.ceil(len(labels) / classes)
         shape = (count, self.embedding.shape[1], self.config.generator.z_dim)
         layer = torch.randn(shape, generator=problem.rng, device=problem.device)
-        layer = layer / shape[1] ** 0.5  # so that z has the variance of a usual latent
         rows = torch.arange(len(labels), device=problem.device) // classes
         return mine(rows), mine(labels), layer.requires_grad_()
 
@@ -117,7 +137,7 @@ class Nayer(Method):
     ) -> tuple[Tensor, Logs]:
         """For images (B, C, H, W) in [0, 1]; within the context of ``self.bn``."""
         config = self.config
-        x = self.problem.normalise(images)
+        x = self.problem.normalise(self.problem.augmented(images, config.shift, config.flip))
         logits = self.problem.teacher(x)
         parts = {"cls": class_loss(logits, labels), "bn": self.bn.loss()}
         loss = config.class_weight * parts["cls"] + config.bn_weight * parts["bn"]
@@ -130,10 +150,11 @@ class Nayer(Method):
         return {"generator": self.generator}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"calls": self.calls}
+        return {"calls": self.calls, "bn_average": self.bn.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.calls = state["calls"]
+        self.bn.load_state_dict(state["bn_average"])
 
 
 def embedded(names: Sequence[str], length: int = 512) -> Tensor:
@@ -143,7 +164,8 @@ def embedded(names: Sequence[str], length: int = 512) -> Tensor:
     for name in names:
         text = f" {name.lower()} "
         runs = [text[i : i + n] for n in (1, 2, 3) for i in range(len(text) - n + 1)]
-        vectors.append(torch.stack([_signs(run, length) for run in runs if run.strip()]).mean(0))
+        runs = [run for run in runs if run.strip()] or [text]
+        vectors.append(torch.stack([_signs(run, length) for run in runs]).mean(0))
     return torch.stack(vectors)
 
 

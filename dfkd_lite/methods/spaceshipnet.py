@@ -7,7 +7,8 @@ optimised. It matches answers, class activation maps of all classes, and Grad-CA
 (without ReLU or scaling, the weights without gradient).
 
 The authors' KL divergence at temperature 30 is a mean over batch *and* classes, times 900; here, as
-everywhere in the book, it is tau^2 times the mean over the batch, which is K times as large.
+everywhere in the book, it is tau^2 times the mean over the batch, which is K times as large: beside
+it the maps count 1 / K of what they do there.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..cam import CamConfig, classifier_weight, stage_maps
+from ..devices import full
 from ..errors import InputError, check_range
 from ..generator import GeneratorConfig
-from ..image_pool import augment
 from ..inversion import BatchNormLoss, class_loss
 from ..kd import kl_divergence
 from ..msarc import map_distance
 from ..networks import Layers, capture
-from ..parallel import average_gradients
 from .base import About, Logs, Method, Problem
 from .exchange import FeatureMemory, all_maps
 from .generative import Best, logged, new_generator, plain_generator
@@ -42,9 +43,9 @@ class SpaceshipNetConfig:
     lr: float = 1e-3  # Adam, begun anew in each episode
     bn_weight: float = 1.0
     class_weight: float = 0.5
-    exchange: float = 0.7  # probability that an image's channels are exchanged
+    exchange: float = 0.7  # probability that a batch's channels are exchanged
     memory: int = 200  # batches remembered
-    shift: int = 4  # augmentation of the student's images; the loop's pool is not used
+    shift: int = 4  # of what teacher and student see, always; the loop's pool is not used
     flip: bool = True
     cam_weight: float = 1.0  # of the maps of all classes
     grad_cam_weight: float = 1.0
@@ -100,14 +101,14 @@ class SpaceshipNet(Method):
             for _ in range(config.steps):
                 maps = all_maps(self.generator, z)
                 images = self.generator.decode(maps[-1], len(maps) - 1)
-                cls = class_loss(problem.teacher(problem.normalise(images)), labels)
+                x = problem.normalise(problem.augmented(images, config.shift, config.flip))
+                cls = class_loss(problem.teacher(x), labels)
                 bn = self.bn.loss()
                 loss = config.bn_weight * bn + config.class_weight * cls
                 if best.see(loss, images, logged(bn=bn, cls=cls)):
                     kept = maps
                 optimiser.zero_grad()
                 loss.backward()
-                average_gradients(self.generator.parameters())
                 optimiser.step()
         self.memory.add(kept)
         return best.images, best.logs
@@ -116,9 +117,7 @@ class SpaceshipNet(Method):
         """On as many mixtures as there are ``images``; these themselves are not used."""
         config, problem = self.config, self.problem
         made = self.memory.images(self.generator, len(images), config.exchange, problem.rng)
-        every = torch.arange(len(made), device=made.device)
-        made = augment(made.permute(0, 2, 3, 1), every, problem.rng, config.shift, config.flip)
-        x = problem.normalise(made)
+        x = problem.normalise(problem.augmented(made, config.shift, config.flip))
         layers = problem.teacher_layers, problem.student_layers
         with torch.enable_grad(), capture(problem.teacher, layers[0].stages) as theirs:
             teacher_logits = problem.teacher(x.requires_grad_())
@@ -128,7 +127,8 @@ class SpaceshipNet(Method):
         wanted = regions(problem.teacher, theirs, teacher_logits, classes, layers[0])
         found = regions(student, ours, logits, classes, layers[1])
         kd = kl_divergence(logits, teacher_logits.detach(), config.temperature)
-        cam = (found[0] - wanted[0].detach()).square().mean()
+        cams = F.interpolate(full(found[0]), wanted[0].shape[-2:], mode="bilinear")
+        cam = (cams - full(wanted[0].detach())).square().mean()
         pairs = zip(reversed(found[1]), reversed(wanted[1]), strict=False)
         grad_cam = torch.stack([map_distance(s, t.detach()) for s, t in pairs]).sum()
         loss = kd + config.cam_weight * cam + config.grad_cam_weight * grad_cam
@@ -138,7 +138,7 @@ class SpaceshipNet(Method):
         return {"generator": self.generator}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"memory": self.memory.state()}
+        return {"memory": self.memory.entries}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.memory.load(state["memory"], self.problem.device)

@@ -3,7 +3,10 @@
 The generator seeks images on which the networks disagree (KL); the student matches answers there,
 and where the teacher's stages are active (attention transfer, Zagoruyko & Komodakis 2017). Its own
 generator ends in a batch-norm with affine; ours in a sigmoid, as all pools here keep pixels. The
-authors train the student with Adam and clip its gradient too; the loop's SGD does neither.
+authors train the student with Adam and clip its gradient too; the loop's SGD does neither, and its
+learning rate is ours. Their KL divergence of the student is a mean over classes too, and so it is
+here: the attention's weight is meant beside that. On WRNs their last map is the raw output of the
+last stage, ours comes after batch-norm and ReLU.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..cam import upsample
 from ..devices import full
 from ..errors import check_range
 from ..generator import GeneratorConfig
@@ -41,19 +45,23 @@ class ZsktConfig(DivergenceConfig):
 
 
 class Zskt(Generative):
-    """See the module. The student takes its steps on the batch that the generator has just made."""
+    """See the module. The student's images are those of the same latents after the step."""
 
     Config = ZsktConfig
     about = About(
         "ZSKT", 2019, "a game for the largest KL divergence, and attention transfer",
         "Micaelli & Storkey, NeurIPS 2019",
         {"episodes": 80_000, "warm_up": 0, "student_steps": 10, "batch_size": 128,
-         "pool_size": 128, "shift": 0, "flip": False},
+         "lr": 0.1, "weight_decay": 0.0, "pool_size": 128, "shift": 0, "flip": False,
+         "measure_every": 400, "checkpoint_every": 4000},
     )  # fmt: skip
 
-    def image_loss(
-        self, images: Tensor, labels: Tensor, student: nn.Module, warm_up: bool
-    ) -> tuple[Tensor, Logs]:
+    def synthesise(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs]:
+        _, logs = super().synthesise(student, warm_up)
+        with torch.no_grad():
+            return self.generator(self.z), logs
+
+    def image_loss(self, images: Tensor, student: nn.Module) -> tuple[Tensor, Logs]:
         x = self.problem.normalise(images)
         adv = adversarial_loss(student(x), self.problem.teacher(x), agree_only=False)
         return adv, logged(adv=adv)
@@ -68,7 +76,7 @@ class Zskt(Generative):
             teacher_logits = problem.teacher(images)
         with capture(student, names[1]) as ours:
             logits = student(images)
-        kd = kl_divergence(logits, teacher_logits, self.config.temperature)
+        kd = kl_divergence(logits, teacher_logits, self.config.temperature) / logits.shape[1]
         # stages are paired from the last backwards, so that networks of other depths fit
         pairs = zip(reversed(names[1]), reversed(names[0]), strict=False)
         terms = [attention_distance(ours[s], theirs[t]) for s, t in pairs]
@@ -78,6 +86,11 @@ class Zskt(Generative):
 
 def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of two attention maps: the squares of features (B, C, H, W), averaged
-    over the channels, each image's map scaled to the L2 norm 1. A scalar; C may differ."""
-    maps = [F.normalize(full(f).square().mean(1).flatten(1), dim=1) for f in (student, teacher)]
+    over the channels, each image's map scaled to the L2 norm 1. A scalar; C may differ, and where
+    H and W do, the student's map is resized to the teacher's."""
+    ours, theirs = (full(f).square().mean(1) for f in (student, teacher))
+    maps = [
+        F.normalize(m.flatten(1), dim=1)
+        for m in (upsample(ours, (theirs.shape[1], theirs.shape[2])), theirs)
+    ]
     return (maps[0] - maps[1]).square().mean()
