@@ -7,6 +7,7 @@ import pytest
 
 from dfkd_lite import cli
 from dfkd_lite.checkpoint import load_network, read_metadata
+from dfkd_lite.methods import METHODS
 
 TINY = ["--set", "episodes=4", "--set", "warm_up=1", "--set", "student_steps=2"]
 TINY += ["--set", "method.generator.width=8", "--set", "checkpoint_every=2"]
@@ -92,6 +93,34 @@ def test_method_settings_and_data_must_fit(teacher, tmp_path, capsys):
     assert "Did you mean 'fssc'" in capsys.readouterr().err
     assert distil(teacher, tmp_path, "--set", "method.gamma=1") == 2
     assert "setting called 'gamma'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "given"])
+def test_every_method_distils(teacher, tmp_path, name):
+    fields = METHODS[name].Config.__dataclass_fields__
+    wanted = {"synthesis_batch": 16, "steps": 2, "meta.steps": 1, "generator.width": 8}
+    small = {"episodes": 3, "warm_up": 0, "student_steps": 2, "batch_size": 8} | {
+        f"method.{key}": value for key, value in wanted.items() if key.split(".")[0] in fields
+    }
+    settings = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
+    command = ["distill", "--teacher", str(teacher), "--method", name, *settings]
+    assert cli.main([*command, "--out", str(tmp_path), "--device", "cpu"]) == 0
+    history = json.loads((tmp_path / "history.json").read_text())
+    assert [row["episode"] for row in history] == [1, 2, 3] and history[-1]["kd"] > 0
+    assert METHODS[name].Config.__name__ in (tmp_path / "CARD.md").read_text()
+    load_network(tmp_path / "student.safetensors")
+
+
+def test_methods_are_listed_with_what_their_images_cost(capsys):
+    assert cli.main(["methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    table = {line.split()[0]: line.split() for line in lines}
+    listed = [name for name, method in METHODS.items() if method.about is not None]
+    assert [line.split()[0] for line in lines[1:-1]] == listed
+    assert table["dafl"][1:3] == ["2019", "1.00"]  # 1024 images for one step on 1024
+    assert table["zskt"][2] == "0.10"  # one batch for ten steps
+    assert table["cmi"][2] == "2.00"  # 200 steps of 256 images in two views; 400 steps on 256
+    assert "disagree" in lines[listed.index("adi") + 1] and "CVPR 2020" in lines[4]
 
 
 def test_help_shows_how_to_begin(capsys):
