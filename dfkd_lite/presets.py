@@ -151,7 +151,6 @@ LITE_METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"episodes": 84, "warm_up": 4},
         _SMALL | {"adversarial_weight": 1.0, "shift": 1, "flip": False},
     ),
-    "noise": ({"episodes": 84, "warm_up": 4}, {"synthesis_batch": 64}),
 }
 
 

@@ -330,7 +330,7 @@ def test_line_ends_and_byte_order_mark_of_windows(read):
     ("key of data", "about: x\ndata: {name: a, sise: 8}\nseeds: [0]\n", 2, "mean 'size'"),
     ("preset", BASE + "preset: collab\n", 4, "collab", "Did you mean 'colab'"),
     ("method", BASE + "method: fscc\n", 4, "fscc", "Did you mean 'fssc'"),
-    ("method that needs images", BASE + "method: given\n", 4, "given", "fssc, noise"),
+    ("method that needs images", BASE + "method: given\n", 4, "given", "fssc, mix, noise"),
     ("teacher", BASE + "teacher: resnet-43\n", 4, "resnet-43", "Did you mean 'resnet-34'"),
     ("student", BASE + "threads: 1\nstudent: vgg-12\n", 5, "vgg-12", "Did you mean 'vgg-11'"),
     ("depth of a WRN", BASE + "student: wrn-11-1\n", 4, "6n + 4", "11"),
