@@ -154,8 +154,8 @@ def _methods(options: argparse.Namespace) -> None:
         if method.about is not None:
             about, published = method.about, preset("paper").of_method(name)
             loop = published.distill
-            learnt_from = (loop.episodes - loop.warm_up) * loop.student_steps * loop.batch_size
-            cost = method.evaluations(published.method, loop) / learnt_from
+            read = loop.all_student_steps * loop.batch_size
+            cost = method.evaluations(published.method, loop) / read
             print(f"{name:13} {about.year:<5} {cost:7.2f}  {about.idea:66} {about.source}")
     print("cost: images sent through the teacher to make images, for each that the student reads")
 

@@ -31,8 +31,7 @@ class Cost:
     def student_seconds(self, run: Run) -> float:
         """Of distilling the run's student, measurements left out."""
         loop = run.distill
-        steps = (loop.episodes - loop.warm_up) * loop.student_steps
-        return loop.episodes * self.synthesis + steps * self.student_step
+        return loop.episodes * self.synthesis + loop.all_student_steps * self.student_step
 
 
 def measure_cost(run: Run, place: Place, data: ImageData) -> Cost:

@@ -63,6 +63,11 @@ class DistillConfig:
         check_range("shift", self.shift, 0)
         choose("precision", self.precision, PRECISIONS)
 
+    @property
+    def all_student_steps(self) -> int:
+        """Of the whole run: there are none during the warm-up."""
+        return (self.episodes - self.warm_up) * self.student_steps
+
 
 @dataclass(frozen=True)
 class Result:
@@ -210,7 +215,7 @@ class Distillation:
         """One step of the student on a batch from the pool."""
         config = self.config
         done = (self.episode - config.warm_up) * config.student_steps + number
-        share = done / ((config.episodes - config.warm_up) * config.student_steps)
+        share = done / config.all_student_steps
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(config, share)
         images = self.pool.sample(config.batch_size, self.rng, config.shift, config.flip)

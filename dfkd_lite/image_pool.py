@@ -113,6 +113,11 @@ def augment(
         return pixels[index].permute(0, 3, 1, 2)
     height, width = pixels.shape[1:3]
     rows, columns = crops(len(index), height, width, rng, shift, flip, pixels.device)
+    return cut(pixels, index, rows, columns)
+
+
+def cut(pixels: Tensor, index: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Of images (N, H, W, C) those at ``index`` (B,), by :func:`crops`: (B, C, H, W)."""
     return pixels[index[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 

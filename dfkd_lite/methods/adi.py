@@ -66,10 +66,6 @@ class Adi(Method):
 
     def synthesise(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs]:
         config, problem = self.config, self.problem
-        mean, std = (
-            torch.tensor(values, device=problem.device)[:, None, None]
-            for values in (problem.spec.mean, problem.spec.std)
-        )
         shape = (config.synthesis_batch, *problem.spec.image_shape)
         noise = torch.randn(shape, generator=problem.rng, device=problem.device)
         x = mine(noise).requires_grad_()  # normalised, as the teacher reads images
@@ -78,7 +74,7 @@ class Adi(Method):
         best = Best()
         for _ in range(config.steps):
             loss, logs = self.image_loss(self._jittered(x), labels, student, warm_up)
-            best.see(loss, x * std + mean, logs)
+            best.see(loss, problem.pixels(x), logs)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

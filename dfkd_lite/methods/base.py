@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import parallel
 from ..data import normalise
 from ..errors import InputError
-from ..image_pool import crops
+from ..image_pool import crops, cut
 from ..kd import kl_divergence
 from ..msarc import MsarcLoss
 from ..networks import Layers, NetworkSpec, capture
@@ -49,6 +49,14 @@ class Problem:
         """Images in [0, 1] -> what both networks read."""
         return normalise(images, self.spec.mean, self.spec.std)
 
+    def pixels(self, x: Tensor) -> Tensor:
+        """What the networks read -> images, in [0, 1] where they are images of pixels."""
+        mean, std = (
+            torch.tensor(values, device=x.device)[:, None, None]
+            for values in (self.spec.mean, self.spec.std)
+        )
+        return x * std + mean
+
     def labels(self, count: int) -> Tensor:
         """``count`` labels (B,) in random order, each class equally often up to one.
 
@@ -72,9 +80,7 @@ class Problem:
         drawn = crops(batch, height, width, self.rng, shift, flip, self.device)
         rows, columns = map(mine, drawn)
         every = torch.arange(len(images), device=images.device)
-        pixels = images.permute(0, 2, 3, 1)
-        picked = pixels[every[:, None, None], rows[:, :, None], columns[:, None, :]]
-        return picked.permute(0, 3, 1, 2)
+        return cut(images.permute(0, 2, 3, 1), every, rows, columns)
 
 
 class Method:

@@ -41,12 +41,8 @@ class Noise(Method):
     def synthesise(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs]:
         problem = self.problem
         shape = (self.config.synthesis_batch, *problem.spec.image_shape)
-        pixels = mine(torch.randn(shape, generator=problem.rng, device=problem.device))
-        mean, std = (
-            torch.tensor(values, device=problem.device)[:, None, None]
-            for values in (problem.spec.mean, problem.spec.std)
-        )
-        return (pixels * std + mean).clamp(0, 1), {}
+        x = mine(torch.randn(shape, generator=problem.rng, device=problem.device))
+        return problem.pixels(x).clamp(0, 1), {}
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,7 @@ class Cmi(Method):
         super().__init__(problem, config)
         self.generator = new_generator(problem, config.generator)
         self.bn = BatchNormLoss(problem.teacher)
-        self.contrast = Contrast(problem, config)
-        self.head_optimiser = torch.optim.Adam(self.contrast.head.parameters(), config.lr)
+        self.contrast = Contrast(problem, config, config.lr)
 
     @classmethod
     def evaluations(cls, config: Any, loop: Any) -> int:
@@ -96,10 +95,10 @@ class Cmi(Method):
             if best.see(loss, images, logs):
                 seen = self.contrast.newest
             optimiser.zero_grad()
-            self.head_optimiser.zero_grad()
+            self.contrast.optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            self.head_optimiser.step()
+            self.contrast.optimiser.step()
         self.contrast.remember(seen)
         return best.images, best.logs
 
@@ -126,8 +125,7 @@ class Cmi(Method):
         return {"generator": self.generator, "head": self.contrast.head}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"head": self.head_optimiser.state_dict(), "bank": self.contrast.bank}
+        return self.contrast.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.head_optimiser.load_state_dict(state["head"])
-        self.contrast.bank = state["bank"].to(self.problem.device)
+        self.contrast.load_state_dict(state)

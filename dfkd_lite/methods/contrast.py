@@ -16,17 +16,18 @@ from .base import Problem
 
 
 class Contrast:
-    """The head, the bank of features of earlier images, and the loss.
+    """The head and its optimiser, the bank of features of earlier images, and the loss.
 
     ``config`` has ``contrast_temperature``, ``bank_size``, ``negatives``, ``head``, ``shift`` and
     ``flip``. The bank keeps pairs: what the teacher saw in the local and in the global view.
     """
 
-    def __init__(self, problem: Problem, config: Any) -> None:
+    def __init__(self, problem: Problem, config: Any, lr: float) -> None:
         self.problem, self.config = problem, config
         width = sum(bn.num_features for bn in batch_norms(problem.teacher).values())
         head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, config.head))
         self.head = placed(head, problem.device)
+        self.optimiser = torch.optim.Adam(self.head.parameters(), lr)
         self.bank = torch.empty(0, 2, width, device=problem.device)
         self.newest = self.bank  # the pairs of the images that the loss saw last
 
@@ -51,6 +52,15 @@ class Contrast:
     def remember(self, pairs: Tensor) -> None:
         """Put pairs of features (B, 2, d) into the bank; the oldest make room."""
         self.bank = torch.cat([self.bank, pairs])[-self.config.bank_size :]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the head's weights."""
+        return {"optimiser": self.optimiser.state_dict(), "bank": self.bank}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take :meth:`state_dict` back."""
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.bank = state["bank"].to(self.problem.device)
 
     def seen(self, images: Tensor) -> Tensor:
         """What the teacher sees (B, d): the spatial means of all its batch-norms' inputs."""

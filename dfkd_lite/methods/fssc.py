@@ -12,17 +12,15 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..devices import placed
 from ..errors import check_range
-from ..generator import AttentionGenerator, GeneratorConfig
+from ..generator import GeneratorConfig
 from ..inversion import BatchNormLoss, adversarial_loss, class_loss
 from ..meta import Adaptation, MetaConfig, MetaLearner
 from ..msarc import MsarcConfig
-from ..parallel import mean, synchronise
 from .base import About, Logs, Problem, SpatialMethod
+from .generative import Best, logged, new_generator
 
 
 @dataclass(frozen=True)
@@ -63,9 +61,7 @@ class Fssc(SpatialMethod):
 
     def __init__(self, problem: Problem, config: FsscConfig) -> None:
         super().__init__(problem, config)
-        spec = problem.spec
-        generator = AttentionGenerator(spec.size, spec.channels, config.generator)
-        self.generator = synchronise(placed(generator, problem.device))
+        self.generator = new_generator(problem, config.generator)
         self.learner = MetaLearner(self.generator, config.meta)
         self.bn = BatchNormLoss(problem.teacher, config.bn_momentum) if config.bn_weight else None
 
@@ -88,7 +84,7 @@ class Fssc(SpatialMethod):
             adaptation = self.learner.step(task, z)
             if self.bn is not None:
                 self.bn.remember()
-        return task.images, task.logs, adaptation
+        return task.best.images, task.best.logs, adaptation
 
     def generator_loss(
         self, images: Tensor, labels: Tensor, student: nn.Module, warm_up: bool
@@ -105,7 +101,7 @@ class Fssc(SpatialMethod):
         if config.adversarial_weight and not warm_up:
             parts["adv"] = self.disagreement(student(x), teacher_logits)
             loss = loss + config.adversarial_weight * parts["adv"]
-        return loss, {name: part.detach() for name, part in parts.items()}
+        return loss, logged(**parts)
 
     def viewed(self, images: Tensor) -> Tensor:
         """What both networks are shown of the images while they are made: here all of them."""
@@ -133,14 +129,10 @@ class _Task:
 
     def __init__(self, method: Fssc, student: nn.Module, labels: Tensor, warm_up: bool) -> None:
         self.method, self.student, self.labels, self.warm_up = method, student, labels, warm_up
-        self.best = torch.inf
-        self.images: Tensor = torch.empty(0)
-        self.logs: Logs = {}
+        self.best = Best()
 
     def __call__(self, generate: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
         images = generate(z)
         loss, logs = self.method.generator_loss(images, self.labels, self.student, self.warm_up)
-        value = mean(loss.detach()).item()
-        if not self.images.numel() or value < self.best:
-            self.best, self.images, self.logs = value, images.detach(), logs
+        self.best.see(loss, images, logs)
         return loss

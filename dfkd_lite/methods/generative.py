@@ -92,7 +92,7 @@ class Generative(Method):
 
     def synthesise(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs]:
         config = self.config
-        share = min(self.calls / max(self.problem.episodes, 1), 1.0)
+        share = min(self.calls / self.problem.episodes, 1.0)
         for group in self.optimiser.param_groups:
             group["lr"] = config.lr * SCHEDULES[config.schedule](share)
         self.generator.train()

@@ -70,8 +70,7 @@ class Mix(Fssc):
         self.memory = FeatureMemory(config.memory)
         self.contrast: Contrast | None = None
         if config.contrast_weight:
-            self.contrast = Contrast(problem, config)
-            self.head_optimiser = torch.optim.Adam(self.contrast.head.parameters(), config.head_lr)
+            self.contrast = Contrast(problem, config, config.head_lr)
 
     @classmethod
     def evaluations(cls, config: Any, loop: Any) -> int:
@@ -83,9 +82,9 @@ class Mix(Fssc):
     def adapt(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs, Adaptation]:
         if self.contrast is None:
             return super().adapt(student, warm_up)
-        self.head_optimiser.zero_grad()
+        self.contrast.optimiser.zero_grad()
         images, logs, adaptation = super().adapt(student, warm_up)
-        self.head_optimiser.step()  # on the gradients of all inner steps
+        self.contrast.optimiser.step()  # on the gradients of all inner steps
         self.contrast.remember(self.contrast.newest)
         return images, logs, adaptation
 
@@ -122,12 +121,11 @@ class Mix(Fssc):
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict() | {"memory": self.memory.entries}
         if self.contrast is not None:
-            state |= {"head": self.head_optimiser.state_dict(), "bank": self.contrast.bank}
+            state["contrast"] = self.contrast.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.memory.load(state["memory"], self.problem.device)
         if self.contrast is not None:
-            self.head_optimiser.load_state_dict(state["head"])
-            self.contrast.bank = state["bank"].to(self.problem.device)
+            self.contrast.load_state_dict(state["contrast"])

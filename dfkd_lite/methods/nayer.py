@@ -1,10 +1,10 @@
 """NAYER: noise in a layer, over embeddings of labels (Tran et al., CVPR 2024, arXiv 2310.00258).
 
-Later than the paper's comparison. The generator does not read noise but an embedding of the wanted
-label, passed through a layer whose weights are drawn anew for every batch: there the noise is. One
-layer makes one image of each class; a batch has as many layers as it needs. The generator itself is
-drawn anew every few calls, so that it does not settle. (The authors' layer has a bias too, and the
-batch-norm before it a scale and an offset that learn.)
+As recent as the method of the book, and not compared with it there. The generator does not read
+noise but an embedding of the wanted label, passed through a layer whose weights are drawn anew for
+every batch: there the noise is. One layer makes one image of each class; a batch has as many layers
+as it needs. The generator itself is drawn anew every few calls, so that it does not settle. (The
+authors' layer has a bias too, and the batch-norm before it a scale and an offset that learn.)
 
 The authors' embeddings are a language model's (512 numbers for a class name). None is shipped here.
 "one-hot" needs nothing, but then a class has a row of the noisy layer to itself, which is its
