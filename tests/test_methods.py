@@ -75,6 +75,14 @@ def started(teacher, name, **loop):
     return run
 
 
+@ALL
+def test_every_method_learns_in_bfloat16(teacher, name):
+    run = started(teacher, name, precision="bfloat16")
+    row = run.step()
+    assert all(math.isfinite(value) for value in row.values() if isinstance(value, float))
+    assert all(p.dtype == torch.float32 for p in run.network.parameters())
+
+
 def state(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 

@@ -46,7 +46,8 @@ class FeatureMemory:
         (level,) = draw(len(self.entries[0]))
         rows = draw(sum(len(maps[0]) for maps in self.entries), (count,))
         size = len(self.entries[0][0])
-        chosen = torch.stack([self.entries[r // size][level][r % size] for r in rows]).float()
+        # numbers of 32 bits first: autocast to bfloat16 cannot stack those of 16
+        chosen = torch.stack([self.entries[r // size][level][r % size].float() for r in rows])
         if torch.rand((), generator=rng, device=rng.device) < share:
             chosen = exchanged(chosen, rng)
         with evaluating(generator):
