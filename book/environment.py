@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 VENV_PYTHON = VENV / "bin" / "python"
 NODE_MODULES = ROOT / "node_modules"
-EXTRAS = "book,dev,export,scale"
+EXTRAS = "book,course,dev,export,scale"
 # the parts of [project] that an installation depends on
 INSTALLED = ("version", "dependencies", "optional-dependencies", "scripts")
 OLDEST_NODE = 18

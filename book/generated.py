@@ -47,6 +47,7 @@ REFERENCE = (
             "shortcut",
             "privacy",
             "shipped",
+            "course",
             "checkpoint",
             "export",
             "card",

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from . import cli_experiments
+from . import cli_course, cli_experiments
 from .card import model_card, write_card
 from .checkpoint import load_network, save_network, write_json
 from .data import ImageData, load, names
@@ -232,6 +232,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--onnx", default="runs/student.onnx", help="file to write (%(default)s)")
 
     cli_experiments.add_commands(lambda *about: _common(commands, *about))
+    cli_course.add_commands(commands, _common)
     return parser
 
 

@@ -1,0 +1,224 @@
+"""Checks of assignment 2: spatial attention from the formula (Eqs. 4 to 6)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..generator import AttentionConfig, SpatialAttention
+from .checking import Question, Wrong, expect, require
+
+
+def _drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@Question
+def q1(spatial_softmax: Callable[[Tensor], Tensor]) -> None:
+    """Softmax over all places of a map."""
+    compare_softmax(spatial_softmax, _drawn(2, 1, 3, 5))
+
+
+def compare_softmax(answer: Callable[[Tensor], Tensor], scores: Tensor) -> None:
+    """Scores (B, 1, H, W): the weights of each map, and what a softmax over another axis gives."""
+    expect(
+        answer(scores.clone()),
+        scores.flatten(1).softmax(1).view_as(scores),
+        f"the weights of scores of the shape {tuple(scores.shape)}",
+        {
+            "a softmax over each row": scores.softmax(3),
+            "a softmax over each column": scores.softmax(2),
+            "a softmax over the channels, of which there is one": scores.softmax(1),
+            "a softmax over the batch": scores.softmax(0),
+            "a softmax over the batch and all places": scores.flatten().softmax(0).view_as(scores),
+            "the softmax of a map that was flattened, and not given its shape back": scores.flatten(
+                1
+            ).softmax(1),
+        },
+    )
+
+
+@Question
+def q2(pool_and_unpool: Callable[[Tensor], Tensor]) -> None:
+    """Max-pooling, and every maximum back in its place."""
+    compare_unpooling(pool_and_unpool, _drawn(1, 2, 4, 6))
+    compare_unpooling(pool_and_unpool, _drawn(1, 2, 5, 7))
+
+
+def compare_unpooling(answer: Callable[[Tensor], Tensor], features: Tensor) -> None:
+    """Features (B, C, H, W): the maxima of 2 x 2 blocks, all else zero."""
+    height, width = features.shape[-2:]
+    pooled, places = F.max_pool2d(features, 2, return_indices=True)
+    try:
+        got = answer(features.clone())
+    except (RuntimeError, ValueError) as error:
+        raise Wrong(
+            f"features of the shape {tuple(features.shape)}: {type(error).__name__}: {error}. "
+            "Has the unpooling been told the size to come back to (`output_size`)?"
+        ) from None
+    expect(
+        got,
+        F.max_unpool2d(pooled, places, [2, 2], output_size=[height, width]),
+        f"features of the shape {tuple(features.shape)}, pooled and unpooled",
+        {
+            "each maximum in all four places": F.interpolate(pooled, (height, width)),
+            "the pooled map itself": pooled,
+        },
+    )
+
+
+def spatial_softmax(scores: Tensor) -> Tensor:
+    """Question 1 done, for the questions after it."""
+    return scores.flatten(2).softmax(2).view_as(scores)
+
+
+@torch.no_grad()
+def relative_change(module: nn.Module, features: Tensor) -> float:
+    """Question 4 done, for the question after it."""
+    return ((module(features) - features).norm() / features.norm()).item()
+
+
+def twin(module: Any, channels: int) -> SpatialAttention:
+    """The package's module with the weights of a student's; both in evaluation mode.
+
+    Raises:
+        Wrong: the student's has lost or renamed a layer.
+    """
+    own = SpatialAttention(channels, AttentionConfig(lam=module.lam))
+    try:
+        own.load_state_dict(module.state_dict())
+    except RuntimeError:
+        raise Wrong("`Attention`: leave the layers in `__init__` as they are.") from None
+    module.eval()
+    return own.eval()
+
+
+@Question
+def q3(attention_class: Callable[..., Any]) -> None:
+    """Eqs. 4 to 6 as a module."""
+    compare_attention(attention_class, channels=8, lam=1.0, features=_drawn(2, 8, 6, 6))
+
+
+def compare_attention(
+    attention_class: Callable[..., Any], channels: int, lam: float, features: Tensor
+) -> None:
+    """A student's module against the package's, with the same weights, on (B, C, H, W)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = attention_class(channels, lam)
+    own = twin(module, channels)
+    with torch.no_grad():
+        weights = own.attend(features)
+        weighted = weights * features
+        expect(
+            module.attend(features),
+            weights,
+            "`attend`",
+            {
+                "the scores, before the softmax": _scores(own, features),
+                "a softmax over each row": _scores(own, features).softmax(3),
+                "no ReLU": without_relu(own).attend(features),
+                "a softmax over the channels, of which there is one": torch.ones_like(weights),
+            },
+        )
+        expect(
+            module(features),
+            lam * weighted + features,
+            "`forward`",
+            {
+                "λ on both terms": lam * (weighted + features),
+                "no features added": lam * weighted,
+                "the weights added, not multiplied": lam * weights + features,
+                "no λ": weighted + features,
+            },
+        )
+
+
+def without_relu(module: SpatialAttention) -> SpatialAttention:
+    """A copy whose ReLUs let everything through."""
+    plain = copy.deepcopy(module)
+    for step in (plain.encode1, plain.encode2, plain.decode1, plain.decode2):
+        step[2] = nn.Identity()
+    return plain
+
+
+def _scores(module: SpatialAttention, features: Tensor) -> Tensor:
+    """A_s of Eq. 5, before the softmax."""
+    softmax, module.softmax = module.softmax, nn.Identity()  # type: ignore[assignment]
+    scores = module.attend(features)
+    module.softmax = softmax
+    return scores
+
+
+def check_gradient(attention_class: Callable[..., Any], features: Tensor) -> None:
+    """All weights and the features get a gradient."""
+    module = attention_class(features.shape[1], 1.0).train()
+    x = features.clone().requires_grad_()
+    (module(x) * _drawn(*features.shape, seed=1)).sum().backward()
+    require(x.grad is not None, "no gradient reaches the features.")
+    # a bias before a batch-norm, or before a softmax, changes nothing: its gradient is rounding
+    for name, parameter in module.named_parameters():
+        reached = parameter.grad is not None
+        require(reached, f"no gradient reaches `{name}`: is something detached?")
+
+
+@Question
+def q4(relative_change: Callable[[nn.Module, Tensor], float]) -> None:
+    """The size of the term that Eq. 6 adds, relative to the features."""
+    compare_change(relative_change, _drawn(4, 8, 8, 8), lam=0.03)
+
+
+def compare_change(
+    answer: Callable[[nn.Module, Tensor], float], features: Tensor, lam: float
+) -> None:
+    """With a freshly drawn module of the package."""
+    module = SpatialAttention(features.shape[1], AttentionConfig(lam=lam)).eval()
+    with torch.no_grad():
+        change = module(features) - features
+        ratio = relative_change(module, features)
+        elementwise = (change / features).abs().mean()
+        got = answer(module, features)
+    expect(
+        got,
+        ratio,
+        "the relative change",
+        {
+            "the squares of the norms": ratio**2,
+            "a mean of the ratios of single numbers": elementwise,
+            "the norm of the changed features instead of the change": module(features).norm()
+            / features.norm(),
+            "the change itself, not divided by the features": change.norm(),
+        },
+        rtol=1e-3,
+    )
+
+
+@Question
+def q5(needed_lam: Callable[[nn.Module, Tensor, float], float]) -> None:
+    """Which λ a wanted change needs."""
+    compare_needed(needed_lam, _drawn(4, 8, 8, 8), share=0.05)
+
+
+def compare_needed(
+    answer: Callable[[nn.Module, Tensor, float], float], features: Tensor, share: float
+) -> None:
+    """With that λ the features change by the share that was asked for."""
+    module = SpatialAttention(features.shape[1], AttentionConfig(lam=0.5)).eval()
+    with torch.no_grad():
+        per_lam = relative_change(module, features) / module.lam
+        got = answer(module, features, share)
+    expect(
+        got,
+        share / per_lam,
+        f"the λ for a change of {share:.0%}",
+        {
+            "a rule of three upside down": per_lam / share,
+            "the factor by which λ has to grow, not λ": share / per_lam / module.lam,
+        },
+        rtol=1e-3,
+    )

@@ -1,0 +1,673 @@
+"""Checks of assignment 5: how tight is the bound (Eqs. 18 to 22)?"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data import load, normalise
+from ..lipschitz import LayerBounds, network_bound
+from ..networks import NetworkSpec, WideResNet
+from ..presets import preset
+from ..trained import trained_student, trained_teacher
+from .checking import Question, Wrong, expect, require
+
+#: A convolution with its (H, W), and a number of steps, to the norm that was found.
+ConvNorm = Callable[[nn.Conv2d, tuple[int, int], int], float]
+
+
+def _drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _seeded(answer: Callable[..., Any], *arguments: Any) -> Any:
+    """The answer, which may draw numbers: the same each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return answer(*arguments)
+
+
+# --------------------------------------------------------------------- 1. the norm of a matrix
+
+
+@Question
+def q1(spectral_norm: Callable[[Tensor, int], float]) -> None:
+    """The spectral norm of a matrix by power iteration."""
+    compare_matrix(spectral_norm, matrix_with(20, torch.linspace(3, 2, 12)))
+
+
+def matrix_with(rows: int, singular_values: Tensor, seed: int = 0) -> Tensor:
+    """A matrix of so many rows, no fewer than the singular values that it is to have."""
+    columns = len(singular_values)
+    left, _ = torch.linalg.qr(_drawn(rows, columns, seed=seed))
+    right, _ = torch.linalg.qr(_drawn(columns, columns, seed=seed + 1))
+    return left * singular_values @ right.T
+
+
+def compare_matrix(
+    answer: Callable[[Tensor, int], float], matrix: Tensor, iterations: int = 200
+) -> None:
+    """Against the singular value decomposition; and one step must not be enough."""
+    exact = _norm(matrix)
+    what = "the spectral norm of a {} x {} matrix".format(*matrix.shape)
+    known: dict[str, Tensor | float] = {
+        "the Frobenius norm, the root of the sum of all squared entries": matrix.norm(),
+        "the largest eigenvalue of AᵀA; the norm is its root": exact**2,
+        "the largest entry": matrix.abs().max(),
+    }
+    got = _seeded(answer, matrix.clone(), iterations)
+    _expect_estimate(got, exact, what, known, rtol=1e-3)
+    _require_steps(_seeded(answer, matrix.clone(), 1), exact, what)
+
+
+def _norm(matrix: Tensor) -> float:
+    return torch.linalg.matrix_norm(matrix.double(), 2).item()
+
+
+def _expect_estimate(
+    got: Any, exact: float, what: str, known: dict[str, Tensor | float], rtol: float
+) -> None:
+    """:func:`expect`; and what it means that the answer of a power iteration is too small."""
+    try:
+        expect(got, exact, what, known, rtol=rtol)
+    except Wrong as wrong:
+        hint = ""
+        if "not finite" in str(wrong):
+            hint = " Is the vector divided by its norm in every step?"
+        elif "was expected, not" in str(wrong):
+            hint = (
+                " Every step raises the estimate, from below: are there as many as `iterations`?"
+                if float(got) < exact
+                else " No vector is stretched so much: is it divided by its norm in every step?"
+            )
+        raise Wrong(f"{wrong}{hint}") from None
+
+
+def _require_steps(after_one: Any, exact: float, what: str) -> None:
+    """One step leaves the estimate clearly below."""
+    require(
+        float(after_one) < 0.98 * exact,
+        f"{what}: with `iterations = 1` it is right already, and by power iteration it cannot be. "
+        "Is `iterations` used?",
+    )
+
+
+# ------------------------------------------------------------ 2. and 3. the norm of a convolution
+
+
+def drawn_conv(
+    channels: tuple[int, int], kernel: Any, stride: Any = 1, padding: Any = 0, seed: int = 0
+) -> nn.Conv2d:
+    """A convolution from so many channels to so many, with a bias that shows when it is used."""
+    conv = nn.Conv2d(*channels, kernel, stride, padding).requires_grad_(False)
+    conv.weight.copy_(_drawn(*conv.weight.shape, seed=seed))
+    conv.bias.copy_(3 + _drawn(channels[1], seed=seed + 1))  # type: ignore[union-attr]
+    return conv
+
+
+def matrix_of(conv: nn.Conv2d, size: tuple[int, int]) -> Tensor:
+    """What a convolution is without its bias: the matrix from the input's numbers to the output's.
+
+    Built from the images of all unit vectors, in double precision.
+    """
+    width = conv.in_channels * math.prod(size)
+    unit = torch.eye(width, dtype=torch.float64).view(width, conv.in_channels, *size)
+    weight = conv.weight.detach().double()
+    return F.conv2d(unit, weight, None, conv.stride, conv.padding).flatten(1).T
+
+
+def output_shape(conv: nn.Conv2d, size: tuple[int, int]) -> tuple[int, ...]:
+    """(K, H', W') of what the convolution makes of images of ``size``."""
+    return tuple(conv(torch.zeros(1, conv.in_channels, *size)).shape[1:])
+
+
+def transposed(conv: nn.Conv2d, y: Tensor, size: tuple[int, int]) -> Tensor:
+    """Question 2 done, for the question after it.
+
+    Raises:
+        Wrong: ``y`` is not of the shape that the convolution makes of images of ``size``.
+    """
+    made, shape = output_shape(conv, size), tuple(y.shape[1:])
+    require(
+        shape == made,
+        f"`y` has the shape {shape}, but this convolution makes {made} of images of {size}: "
+        "does `F.conv2d` get the stride and the padding?",
+    )
+    padding = [int(p) for p in conv.padding]
+    sides = zip(size, padding, conv.kernel_size, conv.stride, strict=True)
+    extra = [(n + 2 * p - k) % s for n, p, k, s in sides]
+    return F.conv_transpose2d(y, conv.weight, None, conv.stride, padding, extra)
+
+
+@Question
+def q2(transposed: Callable[[nn.Conv2d, Tensor, tuple[int, int]], Tensor]) -> None:
+    """The transpose of a convolution."""
+    compare_transposed(transposed, drawn_conv((2, 3), 3, padding=1), (4, 5))
+    compare_transposed(transposed, drawn_conv((2, 3), 3, stride=2, padding=1), (6, 5))
+
+
+def compare_transposed(
+    answer: Callable[[nn.Conv2d, Tensor, tuple[int, int]], Tensor],
+    conv: nn.Conv2d,
+    size: tuple[int, int],
+) -> None:
+    """Against the transpose of the convolution's matrix."""
+    y = _drawn(2, *output_shape(conv, size), seed=5)
+    wanted = (y.double().flatten(1) @ matrix_of(conv, size)).view(2, conv.in_channels, *size)
+    what = (
+        f"the transpose of a convolution with the kernel {conv.kernel_size}, "
+        f"stride {conv.stride} and padding {conv.padding}, for {size}"
+    )
+    weight, stride, padding = conv.weight, conv.stride, [int(p) for p in conv.padding]
+    short = F.conv_transpose2d(y, weight, None, stride, padding)
+    missing = [n - m for n, m in zip(size, short.shape[-2:], strict=True)]
+    known: dict[str, Tensor | float] = {
+        "no `output_padding`: rows or columns that the stride left over are missing": short,
+        "zeros put on, not `output_padding`": F.pad(short, (0, missing[1], 0, missing[0])),
+        "the padding ignored": F.conv_transpose2d(y, weight, None, stride),
+        "the stride ignored": F.conv_transpose2d(y, weight, None, 1, padding),
+        "a convolution with the channels swapped, whose kernel would have to be turned as well": (
+            F.conv2d(y, weight.transpose(0, 1), None, 1, padding)
+        ),
+    }
+    try:
+        got = answer(conv, y.clone(), size)
+    except (RuntimeError, ValueError) as error:
+        raise Wrong(
+            f"{what}: {type(error).__name__}: {error}. `output_padding` is what is missing to "
+            "the size of the input, less than the stride."
+        ) from None
+    expect(got, wanted, what, known)
+
+
+@Question
+def q3(conv_norm: ConvNorm) -> None:
+    """The spectral norm of a convolution."""
+    compare_conv_norm(conv_norm, drawn_conv((2, 3), 3, padding=1), (6, 5))
+    compare_conv_norm(conv_norm, drawn_conv((2, 3), 3, stride=2, padding=1), (6, 5))
+
+
+def compare_conv_norm(
+    answer: ConvNorm, conv: nn.Conv2d, size: tuple[int, int], iterations: int = 200
+) -> None:
+    """Against the singular values of the matrix that the convolution is for this size."""
+    matrix = matrix_of(conv, size)
+    exact = _norm(matrix)
+    what = f"the norm of a convolution with stride {conv.stride} and padding {conv.padding}"
+    known: dict[str, Tensor | float] = {
+        "the kernel reshaped to a matrix": _norm(conv.weight.flatten(1)),
+        "the Frobenius norm of the kernel": conv.weight.norm(),
+        "the Frobenius norm of the convolution": matrix.norm(),
+        "the largest eigenvalue of AᵀA; the norm is its root": exact**2,
+        "the stride ignored": _norm(matrix_of(_changed(conv, stride=(1, 1)), size)),
+        "the padding ignored": _norm(matrix_of(_changed(conv, padding=(0, 0)), size)),
+        "stride and padding ignored": _norm(
+            matrix_of(_changed(conv, stride=(1, 1), padding=(0, 0)), size)
+        ),
+        "the bias added, which does not stretch anything": _with_bias(conv, size, iterations),
+    }
+    _expect_estimate(_seeded(answer, conv, size, iterations), exact, what, known, rtol=2e-3)
+    _require_steps(_seeded(answer, conv, size, 1), exact, what)
+
+
+def _changed(conv: nn.Conv2d, **settings: tuple[int, int]) -> nn.Conv2d:
+    other = copy.deepcopy(conv)
+    for name, value in settings.items():
+        setattr(other, name, value)
+    return other
+
+
+def _with_bias(conv: nn.Conv2d, size: tuple[int, int], iterations: int) -> float:
+    """A power iteration in which the bias was not left out."""
+    x = _drawn(1, conv.in_channels, *size, seed=0)
+    for _ in range(iterations):
+        y = conv(x / x.norm())
+        x = transposed(conv, y, size)
+    return y.norm().item()
+
+
+def compare_large(answer: ConvNorm, size: tuple[int, int], iterations: int = 300) -> None:
+    """Too large for a matrix. The kernel is a matrix of channels times a 3 x 3 box of ones.
+
+    A box of ones on a row of n zero-padded pixels is a matrix with ones on three diagonals, whose
+    norm is 1 + 2 cos(π / (n + 1)); norms of such (Kronecker) products multiply.
+    """
+    channels = _drawn(4, 4, seed=2)
+    conv = drawn_conv((4, 4), 3, padding=1)
+    conv.weight.copy_(channels[:, :, None, None].expand(4, 4, 3, 3))
+    exact = _norm(channels) * math.prod(1 + 2 * math.cos(math.pi / (n + 1)) for n in size)
+    what = f"the norm of a convolution on images of {size}"
+    _expect_estimate(_seeded(answer, conv, size, iterations), exact, what, {}, rtol=1e-2)
+
+
+# ---------------------------------------------------------------------- 4. batch-norms and chains
+
+
+class Residual(NamedTuple):
+    """A residual block: two chains with the same input, whose outputs are added.
+
+    Both hold numbers, and blocks like this one; ``shortcut`` is empty where the input is added as
+    it is.
+    """
+
+    branch: Sequence[float | Residual]
+    shortcut: Sequence[float | Residual] = ()
+
+
+#: A layer's Lipschitz constant, or a block.
+Step = float | Residual
+
+
+@Question
+def q4(
+    batch_norm_norm: Callable[[nn.BatchNorm2d], float],
+    chain_norm: Callable[[Sequence[Step]], float],
+) -> None:
+    """A batch-norm, and a chain of layers."""
+    gamma, variance = torch.tensor([0.5, -3.0, 2.0, 1.0]), torch.tensor([0.04, 0.3, 4.0, 0.25])
+    compare_batch_norm(batch_norm_norm, gamma, variance, eps=0.1)
+    compare_chain(chain_norm, [2.0, 0.5, 3.0])
+    compare_chain(chain_norm, [2.0, Residual([0.5, 3.0]), 4.0])
+    compare_chain(chain_norm, [2.0, Residual([0.5, 3.0], [1.5, 0.2]), 4.0])
+
+
+def compare_batch_norm(
+    answer: Callable[[nn.BatchNorm2d], float], gamma: Tensor, variance: Tensor, eps: float
+) -> None:
+    """With these weights and stored variances, one a channel."""
+    bn = nn.BatchNorm2d(len(gamma), eps=eps).requires_grad_(False)
+    bn.weight.copy_(gamma)
+    bn.running_var.copy_(variance)  # type: ignore[union-attr]
+    each = gamma.abs() / (variance + eps).sqrt()
+    expect(
+        answer(bn.eval()),
+        each.max(),
+        "the Lipschitz constant of a batch-norm",
+        {
+            "no root of the variance": (gamma.abs() / (variance + eps)).max(),
+            "no ε": (gamma.abs() / variance.sqrt()).max(),
+            "ε outside of the root": (gamma.abs() / (variance.sqrt() + eps)).max(),
+            "γ and not |γ|": (gamma / (variance + eps).sqrt()).max(),
+            "the mean over the channels": each.mean(),
+            "the product of the channels": each.prod(),
+            "one number for each channel": each,
+            "|γ| alone, as in training mode, where a batch has the variance 1 after division": (
+                gamma.abs().max()
+            ),
+            "the largest |γ| over the smallest root, of different channels": (
+                gamma.abs().max() / (variance + eps).sqrt().min()
+            ),
+        },
+    )
+
+
+def compare_chain(answer: Callable[[Sequence[Step]], float], steps: Sequence[Step]) -> None:
+    """A chain of numbers and blocks."""
+    known: dict[str, Tensor | float] = {
+        "the sum of the constants for their product": _chain(steps, sum, lambda b, s: b + s),
+        "a block's branch alone, without the 1 (or what the shortcut has)": (
+            _chain(steps, math.prod, lambda branch, shortcut: branch)
+        ),
+        "branch and shortcut multiplied: they are added": (
+            _chain(steps, math.prod, lambda branch, shortcut: branch * shortcut)
+        ),
+        "the larger of branch and shortcut": _chain(steps, math.prod, max),
+        "1 for every shortcut, also for one that has layers": (
+            _chain(steps, math.prod, lambda branch, shortcut: branch + 1)
+        ),
+        "0 for a shortcut without layers: that one is the identity": (
+            _chain(steps, math.prod, lambda b, s: b + s * (s != 1))
+        ),
+        "the largest constant of the chain": _chain(steps, max, lambda b, s: b + s),
+    }
+    expect(answer(list(steps)), chain_norm(steps), f"the constant of {_said(steps)}", known)
+
+
+def chain_norm(steps: Sequence[Step]) -> float:
+    """Question 4 done, for comparison."""
+    return _chain(steps, math.prod, lambda branch, shortcut: branch + shortcut)
+
+
+def _chain(
+    steps: Sequence[Step],
+    follow: Callable[[list[float]], float],
+    join: Callable[[float, float], float],
+) -> float:
+    """A chain whose constants are put together by ``follow``, those of a block by ``join``."""
+    found = [
+        join(_chain(step.branch, follow, join), _chain(step.shortcut, follow, join))
+        if isinstance(step, Residual)
+        else step
+        for step in steps
+    ]
+    return float(follow(found)) if found else 1.0
+
+
+def _said(steps: Sequence[Step]) -> str:
+    """A chain as a message shows it."""
+    said = [
+        f"Residual({_said(step.branch)}, {_said(step.shortcut)})"
+        if isinstance(step, Residual)
+        else f"{step:.3g}"
+        for step in steps
+    ]
+    return f"[{', '.join(said)}]"
+
+
+def steps_of(bounds: LayerBounds) -> list[Step]:
+    """What the package has found of a network, as a chain."""
+    return [
+        Residual(
+            [part.norm for part in factor.parts if "shortcut" not in part.name],
+            [part.norm for part in factor.parts if "shortcut" in part.name],
+        )
+        if factor.parts
+        else factor.norm
+        for factor in bounds.factors
+    ]
+
+
+def _bounds(
+    network: nn.Module, shape: tuple[int, int, int], std: Sequence[float] = ()
+) -> LayerBounds:
+    """The package's bound, on one thread: two get into each other's way where a machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return network_bound(network, shape, std)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def compare_network(answer: Callable[[Sequence[Step]], float]) -> None:
+    """The layers of a residual network of the package, and the package's bound for it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        bounds = _bounds(WideResNet(10, 1, channels=1).eval(), (1, 8, 8))
+    expect(answer(steps_of(bounds)), bounds.bound, "the bound of a WRN-10-1")
+
+
+# --------------------------------------------------------------------- 5. both sides of Eq. 21
+
+
+def small_network(shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
+    """A network with a batch-norm that has seen images, left in training mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = nn.Sequential(
+            nn.Conv2d(shape[0], 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
+            nn.Linear(4 * shape[1] * shape[2], classes),
+        )  # fmt: skip
+        network(2 * torch.randn(16, *shape) + 1)
+    return network.train()
+
+
+def linear(matrix: Tensor) -> nn.Module:
+    """The network x -> matrix x, for images (B, C, H, W) or vectors (B, D)."""
+    layer = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False)
+    layer.weight.data = matrix.detach().clone()
+    return nn.Sequential(nn.Flatten(), layer)
+
+
+@torch.no_grad()
+def left_side(student: nn.Module, teacher: nn.Module, images: Tensor) -> Tensor:
+    """The first part of question 5 done, for the second."""
+    return (student.eval()(images) - teacher.eval()(images)).norm(dim=1)
+
+
+@torch.no_grad()
+def right_side(
+    student: nn.Module,
+    teacher: nn.Module,
+    images: Tensor,
+    images_star: Tensor,
+    lip_student: float,
+    lip_teacher: float,
+) -> float:
+    """The second part of question 5 done, to look at what question 6 gives."""
+    C = left_side(student, teacher, images_star).max()
+    delta = (images - images_star).flatten(1).norm(dim=1).max()
+    return (C + (lip_student + lip_teacher) * delta).item()
+
+
+def _case(
+    shape: tuple[int, int, int], classes: int, batch: int, seed: int
+) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
+    """A student, a teacher, and images of G and of G*; C and δ belong to different images."""
+    student, teacher = (small_network(shape, classes, seed + i) for i in (2, 3))
+    images_star = _drawn(batch, *shape, seed=seed)
+    far = left_side(student, teacher, images_star).argmax()
+    scale = torch.linspace(0.5, 1.5, batch).index_fill(0, far, 0.2).view(-1, 1, 1, 1)
+    images = images_star + scale * _drawn(batch, *shape, seed=seed + 1)
+    return student.train(), teacher.train(), images, images_star
+
+
+@Question
+def q5(left_side: Callable[..., Tensor], right_side: Callable[..., float]) -> None:
+    """Both sides of Eq. 21."""
+    compare_left(left_side, (2, 4, 5), classes=3, batch=6, seed=10)
+    compare_right(right_side, (2, 4, 5), classes=3, batch=6, seed=20)
+
+
+def compare_left(
+    answer: Callable[..., Tensor], shape: tuple[int, int, int], classes: int, batch: int, seed: int
+) -> None:
+    """‖S(G(z)) − T(G(z))‖ of each image."""
+    student, teacher, images, _ = _case(shape, classes, batch, seed)
+    with torch.no_grad():
+        training = copy.deepcopy(student)(images) - copy.deepcopy(teacher)(images)
+        got = answer(copy.deepcopy(student), copy.deepcopy(teacher), images.clone())
+        wanted = left_side(student, teacher, images)
+        difference = student(images) - teacher(images)
+    expect(
+        got,
+        wanted,
+        "the left side of Eq. 21",
+        {
+            "networks in training mode, where the images of a batch change each other's logits": (
+                training.norm(dim=1)
+            ),
+            "one norm over the whole batch": difference.norm(),
+            "one norm for each class, not for each image": difference.norm(dim=0),
+            "the mean over the batch": wanted.mean(),
+            "the largest alone": wanted.max(),
+            "the squared norms": wanted.square(),
+            "the sum of the absolute differences": difference.abs().sum(dim=1),
+        },
+    )
+
+
+def compare_right(
+    answer: Callable[..., float], shape: tuple[int, int, int], classes: int, batch: int, seed: int
+) -> None:
+    """C + (‖S‖ + ‖T‖) δ, with made-up Lipschitz constants."""
+    student, teacher, images, images_star = _case(shape, classes, batch, seed)
+    s, t = 1.7, 0.6
+    with torch.no_grad():
+        training = copy.deepcopy(student)(images_star) - copy.deepcopy(teacher)(images_star)
+        got = answer(
+            copy.deepcopy(student), copy.deepcopy(teacher), images.clone(), images_star.clone(),
+            s, t,
+        )  # fmt: skip
+    each = left_side(student, teacher, images_star)
+    moved = images - images_star
+    apart = moved.flatten(1).norm(dim=1)
+    C, delta = each.max(), apart.max()
+    known: dict[str, Tensor | float] = {
+        "the mean of ‖S(G*(z)) − T(G*(z))‖, which some z exceed": each.mean() + (s + t) * delta,
+        "the mean of ‖G(z) − G*(z)‖, which some z exceed": C + (s + t) * apart.mean(),
+        "means, which some z exceed": each.mean() + (s + t) * apart.mean(),
+        "one norm of G(z) − G*(z) over the whole batch": C + (s + t) * moved.norm(),
+        "a norm over the channels of each pixel, not over an image": (
+            C + (s + t) * moved.norm(dim=1).max()
+        ),
+        "one norm of the logits over the whole batch": each.norm() + (s + t) * delta,
+        "C on the images of G: it belongs to G*": (
+            left_side(student, teacher, images).max() + (s + t) * delta
+        ),
+        "networks in training mode": training.norm(dim=1).max() + (s + t) * delta,
+        "no C": (s + t) * delta,
+        "no brackets: C + ‖S‖ + ‖T‖ · δ": C + s + t * delta,
+        "the student's constant alone": C + s * delta,
+        "the teacher's constant alone": C + t * delta,
+        "the product of the two constants": C + s * t * delta,
+        "a value for each z, not the largest": each + (s + t) * apart,
+        "the largest sum for one z: C and δ are each the largest, of different z perhaps": (
+            (each + (s + t) * apart).max()
+        ),
+    }
+    expect(got, C + (s + t) * delta, "the right side of Eq. 21", known)
+
+
+def check_bound(answer: Callable[..., float]) -> None:
+    """On linear networks, whose constants are exact, no left side is above the right one.
+
+    Where all three legs of the way point along one line, both are equal.
+    """
+    for seed in range(5):
+        matrices = [_drawn(3, 8, seed=seed + i) for i in (0, 10)]
+        star = _drawn(32, 2, 2, 2, seed=seed + 20)
+        images = star + 0.1 * _drawn(32, 2, 2, 2, seed=seed + 30)
+        left, right = _sides(answer, matrices, images, star)
+        require(left <= right * (1 + 1e-5), f"{left:.4g} is above {right:.4g}: that is no bound.")
+    matrices = aligned(1.5, 2.0, 8, 3)
+    along = torch.eye(8)[:1].view(1, 2, 2, 2)
+    star = torch.tensor([0.2, 1.0, 0.5]).view(3, 1, 1, 1) * along
+    images = star + torch.tensor([0.1, 2.0, 0.4]).view(3, 1, 1, 1) * along
+    left, right = _sides(answer, matrices, images, star)
+    expect(right, left, "the right side where it equals the largest left side")
+
+
+def aligned(s: float, t: float, pixels: int, classes: int) -> list[Tensor]:
+    """Matrices of the norms s and t that move one logit, by one pixel, in opposite senses."""
+    corner = torch.zeros(classes, pixels)
+    corner[0, 0] = 1
+    return [s * corner, -t * corner]
+
+
+def _sides(
+    answer: Callable[..., float], matrices: list[Tensor], images: Tensor, images_star: Tensor
+) -> tuple[float, float]:
+    """The largest left side, and the answer for the right one."""
+    networks = [linear(matrix) for matrix in matrices]
+    norms = [_norm(matrix) for matrix in matrices]
+    left = left_side(networks[0], networks[1], images).max().item()
+    with torch.no_grad():
+        right = answer(*networks, images.clone(), images_star.clone(), *norms)
+    return left, float(right)
+
+
+# ------------------------------------------------------------------------------ 6. a tight case
+
+
+@Question
+def q6(tight_case: Callable[..., Any]) -> None:
+    """Both sides of Eq. 21 are equal."""
+    compare_tight(tight_case, lip_student=3.0, lip_teacher=2.0, delta=0.7, C=1.5)
+
+
+def compare_tight(
+    answer: Callable[..., Any],
+    lip_student: float,
+    lip_teacher: float,
+    delta: float,
+    C: float,
+    pixels: int = 6,
+    classes: int = 4,
+) -> None:
+    """Everything is as it was asked for, no leg of the way loses anything, and both sides agree."""
+    got = answer(lip_student, lip_teacher, delta, C, pixels, classes)
+    if got is None:
+        raise Wrong("`tight_case`: nothing came back. Is there a `return`?")
+    require(
+        isinstance(got, tuple | list) and len(got) == 4 and all(isinstance(p, Tensor) for p in got),
+        "`tight_case`: four tensors were expected: S, T, x*, x.",
+    )
+    shapes = [(classes, pixels), (classes, pixels), (pixels,), (pixels,)]
+    for name, part, shape in zip(("S", "T", "x*", "x"), got, shapes, strict=True):
+        require(part.shape == shape, f"{name} has the shape {tuple(part.shape)}, not {shape}.")
+        require(bool(part.isfinite().all()), f"{name} has values that are not finite.")
+    S, T, x_star, x = (part.detach().double() for part in got)
+    norms = {"S": (S, lip_student), "T": (T, lip_teacher)}
+    for name, (matrix, norm) in norms.items():
+        expect(_norm(matrix), norm, f"the spectral norm of {name}")
+    shift = x - x_star
+    expect(
+        shift.norm(),
+        delta,
+        "‖x − x*‖",
+        {"x = δ u, where x = x* + δ u was meant": abs(delta - C / (lip_student + lip_teacher))},
+    )
+    for name, (matrix, norm) in norms.items():
+        require(
+            (matrix @ shift).norm().item() > (1 - 1e-4) * norm * delta,
+            f"{name} moves by {(matrix @ shift).norm():.4g} from x* to x, its constant allows "
+            f"{norm * delta:.4g}: x − x* does not point where {name} stretches most.",
+        )
+    together = F.cosine_similarity(S @ shift, T @ shift, dim=0).item()
+    require(
+        together < 1 - 1e-4,
+        "S and T move the same way from x* to x: their moves cancel, they do not add.",
+    )
+    require(
+        together < -1 + 1e-4,
+        "S and T do not move in opposite senses from x* to x: lengths add only along one line.",
+    )
+    found = ((S - T) @ x_star).norm()
+    expect(found, C, "‖S x* − T x*‖", {"a black x*, where the networks agree": 0.0})
+    expect(
+        ((S - T) @ x).norm(),
+        C + (lip_student + lip_teacher) * delta,
+        "the left side of Eq. 21",
+        {"a shift that undoes the difference on x*": abs(C - (lip_student + lip_teacher) * delta)},
+    )
+
+
+# ------------------------------------------------------------------------------- trained networks
+
+
+class OnPixels(nn.Module):
+    """A network that normalises: pixels in [0, 1] to logits."""
+
+    def __init__(self, network: nn.Module, spec: NetworkSpec) -> None:
+        super().__init__()
+        self.network, self.mean, self.std = network, spec.mean, spec.std
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(normalise(images, self.mean, self.std))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained pair, images of two generators, and the constants of the networks' layers."""
+
+    student: nn.Module
+    teacher: nn.Module
+    images: Tensor
+    images_star: Tensor
+    student_steps: list[Step]
+    teacher_steps: list[Step]
+
+
+@torch.no_grad()
+def trained(latents: int = 128) -> Trained:
+    """Chapter 9's networks on the digits. G* is the generator with slightly disturbed weights."""
+    data, settings = load("digits"), preset("lite")
+    teacher, spec = trained_teacher(data, settings, 0)
+    student, generator = trained_student(data, settings, 0)
+    star, rng = copy.deepcopy(generator), torch.Generator().manual_seed(0)
+    for weight in star.parameters():
+        weight.add_(0.2 * weight.abs().mean() * torch.randn(weight.shape, generator=rng))
+    z = torch.randn(latents, generator.config.z_dim, generator=rng)
+    steps = [steps_of(_bounds(n, spec.image_shape, spec.std)) for n in (student, teacher)]
+    return Trained(
+        OnPixels(student, spec), OnPixels(teacher, spec),
+        generator.eval()(z), star.eval()(z), *steps,
+    )  # fmt: skip

@@ -1,0 +1,99 @@
+"""How a check looks at an answer and says what is wrong with it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Numbers that a test wants in the grader's tables, beside the points.
+measured: dict[str, float] = {}
+
+
+class Wrong(AssertionError):
+    """An answer is not what it should be; the message says how, for the student to read."""
+
+
+class Question:
+    """A check of one question, called in a student's notebook: it prints, and raises nothing.
+
+    The grader calls :meth:`test`, which raises :class:`Wrong`.
+    """
+
+    def __init__(self, test: Callable[..., None]) -> None:
+        self.test = test
+        functools.update_wrapper(self, test)
+
+    def __call__(self, *answers: Any) -> None:
+        name = self.test.__name__
+        if any(answer is None or answer is ... for answer in answers):
+            print(f"○ {name}: nothing to check yet.")
+            return
+        try:
+            self.test(*answers)
+        except Wrong as wrong:
+            print(f"✗ {name}: {wrong}")
+        except Exception as error:  # the student's own error, said in their notebook
+            print(f"✗ {name}: your code stopped with {type(error).__name__}: {error}")
+        else:
+            print(f"✓ {name}: right.")
+
+
+def expect(
+    got: Any,
+    wanted: Tensor | float,
+    what: str,
+    mistakes: Mapping[str, Tensor | float] | None = None,
+    rtol: float = 1e-4,
+    atol: float = 1e-6,
+) -> None:
+    """Compare an answer with the value that is wanted.
+
+    Args:
+        got: the answer; a number will do where a scalar is wanted.
+        wanted: what it should be.
+        what: what is looked at, as the message is to call it.
+        mistakes: what common mistakes would have given, by what they are.
+
+    Raises:
+        Wrong: no number, another shape, not finite, or another value; a known mistake is named.
+    """
+    if got is None:
+        raise Wrong(f"{what}: nothing came back. Is there a `return`?")
+    if not isinstance(got, Tensor | float | int):
+        raise Wrong(f"{what}: a tensor was expected, not {type(got).__name__}.")
+    value = torch.as_tensor(got).detach().double().cpu()
+    target = torch.as_tensor(wanted).detach().double().cpu()
+    known = {
+        name: torch.as_tensor(m).detach().double().cpu() for name, m in (mistakes or {}).items()
+    }
+    for mistake, given in known.items():
+        if _close(value, given, rtol, atol) and not _close(given, target, rtol, atol):
+            raise Wrong(f"{what}: this is what you get with {mistake}.")
+    if value.shape != target.shape:
+        shapes = f"{tuple(target.shape)}, not {tuple(value.shape)}"
+        raise Wrong(f"{what}: the shape should be {shapes}.")
+    if not value.isfinite().all():
+        raise Wrong(f"{what}: some values are not finite.")
+    if not _close(value, target, rtol, atol):
+        worst = (value - target).abs().max().item()
+        if value.numel() == 1:
+            raise Wrong(f"{what}: {target.item():.5g} was expected, not {value.item():.5g}.")
+        raise Wrong(f"{what}: the values differ from what was expected, by up to {worst:.3g}.")
+
+
+def _close(a: Tensor, b: Tensor, rtol: float, atol: float) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=rtol, atol=atol, equal_nan=True)
+
+
+def require(true: bool, message: str) -> None:
+    """Say what is wrong unless ``true``.
+
+    Raises:
+        Wrong: with the message.
+    """
+    if not true:
+        raise Wrong(message)

@@ -1,0 +1,421 @@
+"""Grades a folder of submissions: each in a process of its own, every mark explained.
+
+``otter assign`` writes an assignment's tests into a zip file, hidden ones included. Otter's own
+runner has the submission's process write its results as a pickle, which the grader reads; here
+results come as text, tests reach that process only after the submission has run, and
+:mod:`fence` stands around it.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import zipfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import write_bytes, write_json
+from ..errors import InputError, check_range
+
+GIB = 1024**3
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one submission may use; the defaults are several times what our solutions need."""
+
+    cell_seconds: float = 120
+    test_seconds: float = 60
+    total_seconds: float = 300
+    memory: int = 4 * GIB  # bytes that the process allocates
+    file_size: int = 64 * 1024**2  # bytes of any one file
+
+    def __post_init__(self) -> None:
+        for name in ("cell_seconds", "test_seconds", "total_seconds", "memory", "file_size"):
+            check_range(name, getattr(self, name), 0, above=True)
+
+
+@dataclass
+class Mark:
+    """One test: the points it gave, of how many, and why some are missing."""
+
+    question: str
+    points: float
+    of: float
+    why: str = ""
+
+
+@dataclass
+class Grade:
+    """One submission."""
+
+    name: str
+    marks: list[Mark] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what happened on the way
+    measured: dict[str, float] = field(default_factory=dict)  # by tests, beside the points
+
+    @property
+    def points(self) -> float:
+        return sum(mark.points for mark in self.marks)
+
+    @property
+    def of(self) -> float:
+        return sum(mark.of for mark in self.marks)
+
+    def of_question(self, question: str) -> float:
+        """Its points in one question."""
+        return sum(mark.points for mark in self.marks if mark.question == question)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What grades one assignment: tests by question, and the questions that a person reads."""
+
+    name: str
+    tests: dict[str, str]
+    by_hand: dict[str, float]  # points of the questions whose answers are read by a person
+    files: dict[str, bytes]  # that lie beside a student's notebook
+    withheld: dict[str, bytes]  # that only the tests get
+    limits: dict[str, float]  # its own, where the defaults do not fit
+
+    @property
+    def key(self) -> str:
+        """Changes where a test does."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()
+
+
+def read_assignment(path: Path) -> Assignment:
+    """An ``autograder.zip`` that ``make course`` wrote.
+
+    Raises:
+        InputError: no such file, or not such a file.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no file {path}. `make course` makes the autograders.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            about = json.loads(archive.read("course.json"))
+            names = sorted(n for n in archive.namelist() if re.fullmatch(r"tests/\w+\.py", n))
+            tests = {Path(n).stem: archive.read(n).decode() for n in names}
+            given = [n for n in archive.namelist() if re.fullmatch(r"files/[\w.-]+", n)]
+            files = {Path(n).name: archive.read(n) for n in given}
+            withheld = {name: files.pop(name) for name in about["withheld"]}
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise InputError(f"{path} is no autograder of this course: {error}.") from None
+    return Assignment(about["name"], tests, about["by_hand"], files, withheld, about["limits"])
+
+
+def find_submissions(folder: Path) -> dict[str, Path]:
+    """All notebooks below a folder, by a name: their path in it, without the ending.
+
+    Raises:
+        InputError: no such folder, or no notebook in it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder}.")
+    paths = [p for p in sorted(folder.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
+    if not paths:
+        raise InputError(f"There are no notebooks (*.ipynb) in {folder}.")
+    return {p.relative_to(folder).with_suffix("").as_posix(): p for p in paths}
+
+
+class Unreadable(Exception):
+    """A submission that is no notebook of Python; the message says what it is."""
+
+
+def read_cells(path: Path) -> list[tuple[int, str]]:
+    """The code cells of a submission, numbered from 1 over all its cells.
+
+    Raises:
+        Unreadable: not a notebook, or not of Python.
+    """
+    try:
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        cells = notebook["cells"]
+        found = [
+            (number, "".join(cell["source"]))
+            for number, cell in enumerate(cells, start=1)
+            if cell["cell_type"] == "code"
+        ]
+        language = notebook.get("metadata", {}).get("kernelspec", {}).get("language", "python")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise Unreadable("not a notebook: the file cannot be read as one") from None
+    if language.lower() != "python":
+        raise Unreadable(f"a notebook of {language}, not of Python")
+    return found
+
+
+# --- one submission -------------------------------------------------------------------------------
+
+
+def grade(name: str, path: Path, assignment: Assignment, limits: Limits) -> Grade:
+    """Run a submission and its tests.
+
+    A cell during which the process dies or has to be stopped is left out in a second try, so that
+    the questions before and after it still count.
+    """
+    result = Grade(name)
+    try:
+        cells = read_cells(path)
+    except Unreadable as error:
+        result.notes.append(str(error))
+        result.marks = nothing(assignment, str(error))
+        return result
+    for _ in range(3):
+        run = _Run(cells, assignment, limits)
+        result.notes += [note for note in run.notes if note not in result.notes]
+        if run.finished or run.cell is None:
+            break
+        cells = [(number, source) for number, source in cells if number != run.cell]
+    result.marks = run.marks if run.finished else nothing(assignment, run.notes[-1])
+    result.measured = run.measured
+    return result
+
+
+def nothing(assignment: Assignment, why: str) -> list[Mark]:
+    """No points, for one reason."""
+    totals = {name: _total(source) for name, source in assignment.tests.items()}
+    return [Mark(name, 0, points, why) for name, points in totals.items()]
+
+
+def _total(source: str) -> float:
+    from otter.test_files.exception_test import ExceptionTestFile
+
+    return sum(case.points for case in ExceptionTestFile.from_string(source).test_cases)
+
+
+class _Run:
+    """One try: the worker's process, and what it said."""
+
+    def __init__(
+        self, cells: list[tuple[int, str]], assignment: Assignment, limits: Limits
+    ) -> None:
+        self.marks: list[Mark] = []
+        self.measured: dict[str, float] = {}
+        self.notes: list[str] = []
+        self.cell: int | None = None  # in which the process is, or died
+        self.finished = False
+        self.late = threading.Event()
+        token = secrets.token_hex(16)
+        job = {"token": token, "cells": cells, **asdict(limits)}
+        with tempfile.TemporaryDirectory(prefix="dfkd-course-") as folder:
+            _lay(folder, assignment.files)
+            worker = subprocess.Popen(
+                [sys.executable, "-m", f"{__package__}.worker"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                cwd=folder, env=_environment(folder), text=True, start_new_session=True,
+            )  # fmt: skip
+            timer = threading.Timer(limits.total_seconds, self._stop, [worker])
+            timer.start()
+            try:
+                self._talk(worker, job, token, assignment, folder)
+            finally:
+                timer.cancel()
+                _kill(worker)
+        if not self.finished:
+            self._say_why(limits, worker.returncode)
+
+    def _stop(self, worker: subprocess.Popen) -> None:
+        self.late.set()
+        _kill(worker)
+
+    def _talk(
+        self, worker: Any, job: dict, token: str, assignment: Assignment, folder: str
+    ) -> None:
+        try:
+            print(json.dumps(job), file=worker.stdin, flush=True)
+            for line in worker.stdout:
+                answer = _answer(line, token)
+                if answer is None:
+                    continue
+                if answer.get("ready"):
+                    self.cell = None
+                    _lay(folder, assignment.withheld)
+                    print(json.dumps(assignment.tests), file=worker.stdin, flush=True)
+                self._hear(answer)
+        except BrokenPipeError:  # the process is gone; what it said until then counts
+            pass
+
+    def _hear(self, answer: dict[str, Any]) -> None:
+        if "failed" in answer:
+            self.notes.append(f"cell {answer['cell']}: {answer['failed']}")
+        elif "cell" in answer:
+            self.cell = answer["cell"]
+        elif "question" in answer:
+            of, why = answer["points"], answer["why"]
+            self.marks.append(Mark(answer["question"], 0 if why else of, of, why or ""))
+        elif answer.get("done"):
+            self.notes += [f"tried to {what}: refused" for what in answer["refused"]]
+            self.measured = answer["measured"]
+            self.finished = True
+
+    def _say_why(self, limits: Limits, code: int | None) -> None:
+        where = "its tests" if self.cell is None else f"cell {self.cell}"
+        if self.late.is_set():
+            self.notes.append(f"stopped in {where} after {limits.total_seconds:g} s in all")
+        else:
+            self.notes.append(f"the process ended in {where} (exit {code})")
+
+
+def _lay(folder: str, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        Path(folder, name).write_bytes(content)
+
+
+def _answer(line: str, token: str) -> dict[str, Any] | None:
+    """A line of the worker; None for one that is not its own."""
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        return None
+    return answer if isinstance(answer, dict) and answer.pop("token", None) == token else None
+
+
+def _environment(folder: str) -> dict[str, str]:
+    """Nothing of the instructor's own; one thread, since submissions run side by side."""
+    kept = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "PYTHONPATH", "DFKD_DATA")}
+    own = {"HOME": folder, "TMPDIR": folder, "IPYTHONDIR": folder, "MPLBACKEND": "Agg"}
+    fonts = os.environ.get("MPLCONFIGDIR")  # else matplotlib lists the machine's fonts every time
+    if fonts:
+        own["MPLCONFIGDIR"] = fonts
+    return kept | own | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def _kill(worker: subprocess.Popen) -> None:
+    """The process and whatever it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(worker.pid, signal.SIGKILL)
+    worker.wait()
+
+
+# --- a folder -------------------------------------------------------------------------------------
+
+
+def grade_folder(
+    folder: Path, assignment: Assignment, out: Path, jobs: int = 2, **limits: float | None
+) -> list[Grade]:
+    """Grade every notebook in a folder and write ``grades.csv``, ``marks.csv`` and a report each.
+
+    What is graded is kept in ``out``; called again, only what is new or was changed is graded.
+    ``limits`` are those of :class:`Limits`; None leaves one as the assignment, or else its default.
+
+    Raises:
+        InputError: nothing to grade, or Otter is not installed.
+    """
+    from tqdm.auto import tqdm
+
+    if find_spec("otter") is None:
+        raise InputError("Grading needs otter-grader: pip install 'dfkd_lite[course]'.")
+    check_range("jobs", jobs, 1)
+    own = {name: value for name, value in limits.items() if value is not None}
+    allowed = Limits(**(assignment.limits | own))  # type: ignore[arg-type]
+    submissions = find_submissions(folder)
+    kept = out / "kept"
+    grades: dict[str, Grade] = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = {
+            pool.submit(_graded, name, path, assignment, allowed, kept): name
+            for name, path in submissions.items()
+        }
+        try:
+            for done in tqdm(as_completed(waiting), total=len(waiting), desc="grading"):
+                grades[waiting[done]] = done.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    ordered = [grades[name] for name in submissions]
+    _write(ordered, assignment, out)
+    return ordered
+
+
+def _graded(name: str, path: Path, assignment: Assignment, limits: Limits, kept: Path) -> Grade:
+    """From an earlier call where nothing has changed, else graded now."""
+    code = [p.read_bytes() for p in sorted(Path(__file__).parents[1].rglob("*.py"))]
+    parts = [assignment.key.encode(), repr(limits).encode(), path.read_bytes(), *code]
+    key = hashlib.sha256(b"\0".join(parts)).hexdigest()
+    file = kept / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+    try:
+        old = json.loads(file.read_text(encoding="utf-8"))
+        if old["key"] == key:
+            marks = [Mark(**mark) for mark in old["marks"]]
+            return Grade(name, marks, old["notes"], old["measured"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    result = grade(name, path, assignment, limits)
+    write_json(file, {"key": key, **asdict(result)})
+    return result
+
+
+def _write(grades: list[Grade], assignment: Assignment, out: Path) -> None:
+    questions = list(assignment.tests)
+    by_hand = [f"{name} (by hand, of {points:g})" for name, points in assignment.by_hand.items()]
+    head = ["submission", *questions, "points", "of", *by_hand, "notes"]
+    wide = [
+        [g.name, *(f"{g.of_question(q):g}" for q in questions), f"{g.points:g}", f"{g.of:g}"]
+        + [""] * len(by_hand)
+        + ["; ".join(g.notes)]
+        for g in grades
+    ]
+    _write_text(out / "grades.csv", _csv([head, *wide]))
+    long = [
+        [g.name, m.question, f"{m.points:g}", f"{m.of:g}", m.why] for g in grades for m in g.marks
+    ]
+    _write_text(out / "marks.csv", _csv([["submission", "question", "points", "of", "why"], *long]))
+    if any(g.measured for g in grades):
+        _write_text(out / "leaderboard.csv", _csv(leaderboard(grades)))
+    for g in grades:
+        _write_text(out / "reports" / f"{g.name}.md", report(g, assignment))
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def leaderboard(grades: list[Grade]) -> list[list[str]]:
+    """What the tests have measured, the best accuracy first; who has none stands last."""
+    keys = sorted({key for g in grades for key in g.measured})
+    ordered = sorted(grades, key=lambda g: -g.measured.get("accuracy", -1.0))
+    lines = [
+        [g.name, *(f"{g.measured[k]:g}" if k in g.measured else "" for k in keys)] for g in ordered
+    ]
+    return [["submission", *keys], *lines]
+
+
+def _csv(lines: Iterable[Iterable[str]]) -> str:
+    """Text of a table. A cell that a spreadsheet would take for a formula gets an apostrophe."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for line in lines:
+        writer.writerow([f"'{cell}" if cell[:1] in ("=", "+", "-", "@") else cell for cell in line])
+    return text.getvalue()
+
+
+def report(graded: Grade, assignment: Assignment) -> str:
+    """What a student gets back: every mark, and what is missing."""
+    lines = [f"# {assignment.name}: {graded.points:g} of {graded.of:g} points", ""]
+    for question in assignment.tests:
+        marks = [mark for mark in graded.marks if mark.question == question]
+        lines.append(
+            f"## {question}: {sum(m.points for m in marks):g} of {sum(m.of for m in marks):g}"
+        )
+        lines += [f"- {m.points:g} of {m.of:g}: {m.why or 'right'}" for m in marks] + [""]
+    for question, points in assignment.by_hand.items():
+        lines += [f"## {question}: of {points:g}", "- read by a person", ""]
+    if graded.notes:
+        lines += ["## What happened", *(f"- {note}" for note in graded.notes), ""]
+    return "\n".join(lines)

@@ -1,0 +1,521 @@
+"""Checks of assignment 4: where do they look? (Eqs. 9 to 15)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import cam as package
+from ..msarc import MsarcConfig, MsarcLoss
+from ..msarc import map_distance as _map_distance
+from ..networks import WideResNet, capture, evaluating, find_layers
+from .checking import Question, Wrong, expect, require
+
+Loss = Callable[[nn.Module, nn.Module, Tensor, Sequence[float]], Tensor]
+
+
+def _drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def look(network: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+    """One pass: the features of each stage (B, P, H, W), logits (B, K), last weights (K, P).
+
+    Early to late, with the graph that leads from the features to the logits.
+    """
+    layers = find_layers(network, (images.shape[1], images.shape[2], images.shape[3]))
+    with evaluating(network), torch.enable_grad(), capture(network, layers.stages) as features:
+        logits = network(images.clone().requires_grad_())
+    weight = package.classifier_weight(network, layers).detach()
+    return [features[name] for name in layers.stages], logits, weight
+
+
+def stage_maps(network: nn.Module, images: Tensor, classes: Tensor) -> list[Tensor]:
+    """Questions 1 to 3 done: a map (B, H, W) of the classes (B,) for each stage, early to late.
+
+    Eq. 10 at the last stage, Grad-CAM before it. The weights are constants, the features carry
+    gradient; inside ``torch.no_grad()`` nothing does.
+    """
+    layers = find_layers(network, (images.shape[1], images.shape[2], images.shape[3]))
+    with evaluating(network), torch.enable_grad(), capture(network, layers.stages) as features:
+        logits = network(images.clone().requires_grad_())
+        maps = package.stage_maps(features, logits, classes, layers, network)
+    return maps if torch.is_grad_enabled() else [m.detach() for m in maps]
+
+
+def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Question 4 done, for the question after it."""
+    return package.upsample(maps, (size[0], size[1]))
+
+
+def map_distance(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """Question 5 done, for the question after it."""
+    return _map_distance(student_map, teacher_map)
+
+
+class Straight(nn.Module):
+    """Images (B, 1, H, W) to logits without a bend, so that all its maps can be worked out.
+
+    The logit of class c is ``gains[c]`` times the mean of the pixels that the second stage keeps:
+    one in ``stride`` each way. Its two channels do the same, the second twice as strongly.
+    """
+
+    SHARES = (0.5, 0.25)
+
+    def __init__(self, gains: Sequence[float], stride: int) -> None:
+        super().__init__()
+        self.gains, self.stride = torch.tensor(gains), stride
+        self.stage1 = nn.Conv2d(1, 2, 1, bias=False)
+        self.stage2 = nn.Conv2d(2, 2, 1, stride, bias=False)
+        self.fc = nn.Linear(2, len(gains), bias=False)
+        with torch.no_grad():
+            self.stage1.weight.copy_(torch.tensor([1.0, 2.0]).view(2, 1, 1, 1))
+            self.stage2.weight.copy_(torch.eye(2).view(2, 2, 1, 1))
+            self.fc.weight.copy_(self.gains[:, None] * torch.tensor(self.SHARES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.stage2(self.stage1(x)).mean((2, 3)))
+
+    def weights(self, images: Tensor, classes: Tensor) -> list[Tensor]:
+        """Grad-CAM's weights (B, 2) at both stages: a logit is a mean over the kept places."""
+        per_class = self.gains[classes][:, None] * torch.tensor(self.SHARES)
+        plane = images[0, 0]
+        return [
+            per_class / plane.numel(),
+            per_class / plane[:: self.stride, :: self.stride].numel(),
+        ]
+
+    def maps(self, images: Tensor, classes: Tensor) -> list[Tensor]:
+        """Grad-CAM (with its ReLU) at the first stage, Eq. 10 at the last."""
+        gain, plane = self.gains[classes][:, None, None], images[:, 0]
+        return [
+            (gain * plane / plane[0].numel()).relu(),
+            gain * plane[:, :: self.stride, :: self.stride],
+        ]
+
+
+def small(depth: int, favourite: int, classes: int = 4, seed: int = 0) -> WideResNet:
+    """An untrained WRN-``depth``-1 for grey images that names one class, whatever it sees.
+
+    It is the bias of the last layer that decides; maps know nothing of it.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = WideResNet(depth, 1, classes, channels=1).eval()
+    network.fc.bias.data[favourite] = 100.0
+    return network
+
+
+@Question
+def q1(cam: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    """Eq. 10."""
+    compare_cam(cam, _drawn(2, 3, 4, 5), _drawn(4, 3, seed=1), torch.tensor([3, 1]))
+
+
+def compare_cam(
+    answer: Callable[[Tensor, Tensor, Tensor], Tensor],
+    features: Tensor,
+    weight: Tensor,
+    classes: Tensor,
+) -> None:
+    """Features (B, P, H, W), weights (K, P), classes (B,)."""
+    what = f"`cam` of features of the shape {tuple(features.shape)}"
+    wanted = package.cam(features, weight, classes)
+    by_number = package.cam(features, weight, torch.arange(len(classes)))
+    try:
+        got = answer(features.clone(), weight.clone(), classes.clone())
+    except (RuntimeError, IndexError) as error:
+        raise Wrong(
+            f"{what}: {type(error).__name__}: {error}. The weights are (K, P), a row for each "
+            "class: image b needs row `classes[b]`, and each of its numbers meets a whole channel."
+        ) from None
+    expect(
+        got,
+        wanted,
+        what,
+        {
+            "the row of the image's number instead of the row of its class": by_number,
+            "the weights of the first image's class for all images": package.cam(
+                features, weight, classes[:1].expand_as(classes)
+            ),
+            "the mean over the channels; Eq. 10 has a sum": wanted / features.shape[1],
+            "the sum over all classes": torch.einsum("kp,bphw->bhw", weight, features),
+            "a ReLU; Eq. 10 has none": wanted.relu(),
+            "no sum over the channels": weight[classes][:, :, None, None] * features,
+        },
+    )
+
+
+def compare_with_logit(
+    answer: Callable[[Tensor, Tensor, Tensor], Tensor], images: Tensor, classes: Tensor
+) -> None:
+    """The mean of a network's map, and the bias, is its logit."""
+    network = small(10, favourite=0)
+    stages, logits, weight = look(network, images)
+    maps = answer(stages[-1].detach(), weight, classes)
+    require(isinstance(maps, Tensor) and maps.dim() == 3, "maps (B, H, W) were expected.")
+    bias = network.fc.bias[classes]
+    expect(maps.mean((1, 2)), pick(logits, classes) - bias, "the mean of the map", atol=1e-4)
+
+
+def pick(values: Tensor, classes: Tensor) -> Tensor:
+    """Of each row (B, K) the value of its class (B,)."""
+    return values.gather(1, classes[:, None])[:, 0]
+
+
+@Question
+def q2(gradient_weights: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    """Eq. 12, averaged over the places."""
+    network = Straight((1.0, -2.0, 0.5), stride=2)
+    images, classes = _drawn(2, 1, 6, 4, seed=2), torch.tensor([1, 2])
+    wanted = network.weights(images, classes)
+    compare_weights(gradient_weights, network, images, classes, wanted)
+
+
+def compare_weights(
+    answer: Callable[[Tensor, Tensor, Tensor], Tensor],
+    network: nn.Module,
+    images: Tensor,
+    classes: Tensor,
+    wanted: Sequence[Tensor] | None = None,
+) -> None:
+    """The weights of every stage from one pass, against the package's unless they are given."""
+    stages, logits, _ = look(network, images)
+    for number, features in enumerate(stages):
+        what = f"the weights at stage {number + 1} of {len(stages)}"
+        gradient = _gradient(network, images, number, lambda y: pick(y, classes).sum())
+        alpha = package.channel_weights(features.detach(), gradient)
+        try:
+            got = answer(logits, classes.clone(), features)
+        except RuntimeError as error:
+            if "second time" in str(error):
+                hint = "an earlier stage has used up the graph of this pass. `retain_graph=True`"
+            elif "scalar" in str(error):
+                hint = "one number is needed: the scores of all images, added up"
+            else:
+                raise
+            raise Wrong(f"{what}: {hint}.") from None
+        expect(
+            got,
+            alpha if wanted is None else wanted[number],
+            what,
+            _other_weights(network, images, classes, number, gradient, features.detach()),
+            atol=1e-5 * alpha.abs().max().item(),
+        )
+        require(
+            not got.requires_grad,
+            f"{what}: the values are right, but they carry a gradient of their own; they are to "
+            "be constants (open point 8).",
+        )
+        require(
+            all(p.grad is None for p in network.parameters()),
+            f"{what}: the values are right, but gradients were left in the network's weights, "
+            "where an optimiser would find them: use `torch.autograd.grad` instead of `backward`.",
+        )
+
+
+def _gradient(
+    network: nn.Module, images: Tensor, number: int, score: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Of a score of the logits, at a stage of a new pass."""
+    stages, logits, _ = look(network, images)
+    return torch.autograd.grad(score(logits), stages[number])[0]
+
+
+def _other_weights(
+    network: nn.Module,
+    images: Tensor,
+    classes: Tensor,
+    number: int,
+    gradient: Tensor,
+    features: Tensor,
+) -> dict[str, Tensor | float]:
+    def mean_gradient(score: Callable[[Tensor], Tensor]) -> Tensor:
+        return _gradient(network, images, number, score).mean((2, 3))
+
+    return {
+        "the gradient of the softmax's probability; y^c is the logit": mean_gradient(
+            lambda y: pick(y.softmax(1), classes).sum()
+        ),
+        "the gradient of the log-probability; y^c is the logit": mean_gradient(
+            lambda y: pick(y.log_softmax(1), classes).sum()
+        ),
+        "the class that the network names itself, not the one in `classes`": mean_gradient(
+            lambda y: y.amax(1).sum()
+        ),
+        "the logits of all classes added up": mean_gradient(lambda y: y.sum()),
+        "the scores averaged over the images, which divides every gradient by their number": (
+            mean_gradient(lambda y: pick(y, classes).mean())
+        ),
+        "the gradient times the activation (Eq. 13 as printed)": package.channel_weights(
+            features, gradient, "gradient-x-activation"
+        ),
+        "the sum over the places; Grad-CAM takes the mean": gradient.sum((2, 3)),
+        "the gradient at each place, not yet averaged": gradient,
+        "the mean over the channels as well": gradient.mean((1, 2, 3)),
+    }
+
+
+@Question
+def q3(grad_cam: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Eq. 14."""
+    compare_grad_cam(grad_cam, _drawn(2, 3, 4, 5), _drawn(2, 3, seed=1))
+
+
+def compare_grad_cam(
+    answer: Callable[[Tensor, Tensor], Tensor], features: Tensor, alpha: Tensor
+) -> None:
+    """Features (B, P, H, W) and their weights (B, P): the map, and its gradient."""
+    what = f"`grad_cam` of features of the shape {tuple(features.shape)}"
+    shares = alpha[:, :, None, None] * features
+    wanted = package.weighted_map(features, alpha)
+    f = features.clone().requires_grad_()
+    try:
+        got = answer(f, alpha.clone())
+    except RuntimeError as error:
+        raise Wrong(
+            f"{what}: {type(error).__name__}: {error}. The weights are (B, P): each number meets "
+            "a whole channel (H, W)."
+        ) from None
+    expect(
+        got,
+        wanted,
+        what,
+        {
+            "no ReLU": shares.sum(1),
+            "the ReLU before the sum: what speaks against the class must be able to cancel": (
+                shares.relu().sum(1)
+            ),
+            "the ReLU on the weights": package.weighted_map(features, alpha.relu()),
+            "the absolute value instead of the ReLU": shares.sum(1).abs(),
+            "the mean over the channels; Eq. 14 has a sum": wanted / features.shape[1],
+        },
+    )
+    require(got.requires_grad, f"{what}: the features carry gradient, and the map has lost it.")
+    (reached,) = torch.autograd.grad(got.sum(), f)
+    open_places = (wanted > 0)[:, None]
+    expect(reached, alpha[:, :, None, None] * open_places, "the gradient of the map's sum")
+
+
+@Question
+def q4(resize: Callable[[Tensor, tuple[int, int]], Tensor]) -> None:
+    """Maps of another size."""
+    compare_resized(resize, _drawn(2, 3, 4), (6, 9))
+
+
+def compare_resized(
+    answer: Callable[[Tensor, tuple[int, int]], Tensor], maps: Tensor, size: tuple[int, int]
+) -> None:
+    """Maps (B, h, w) bilinearly, to a size (H, W)."""
+    what = f"maps of the shape {tuple(maps.shape)} resized to {size}"
+    try:
+        got = answer(maps.clone(), size)
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise Wrong(
+            f"{what}: {type(error).__name__}: {error}. `F.interpolate` wants (B, C, h, w) for "
+            "pictures: give the maps an axis of one channel, and take it away again."
+        ) from None
+    images = maps[:, None]
+    expect(
+        got,
+        package.upsample(maps, size),
+        what,
+        {
+            "each place repeated (`mode='nearest'`), not bilinear": F.interpolate(images, size)[
+                :, 0
+            ],
+            "`align_corners=True`": F.interpolate(
+                images, size, mode="bilinear", align_corners=True
+            )[:, 0],
+            "the means of areas (`mode='area'`), not bilinear": F.interpolate(
+                images, size, mode="area"
+            )[:, 0],
+            "height and width exchanged": package.upsample(maps, (size[1], size[0])),
+            "the axis of one channel still there": package.upsample(maps, size)[:, None],
+        },
+    )
+
+
+@Question
+def q5(map_distance: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Eq. 15, mean over images."""
+    compare_distance(map_distance, _drawn(2, 4, 5), _drawn(2, 4, 5, seed=1))
+    compare_distance(map_distance, _drawn(2, 3, 4), _drawn(2, 6, 5, seed=1))
+
+
+def compare_distance(
+    answer: Callable[[Tensor, Tensor], Tensor], student_map: Tensor, teacher_map: Tensor
+) -> None:
+    """Student's maps (B, h, w), teacher's (B, H, W): the distance, and its gradient."""
+    student_size, teacher_size = student_map.shape[1:], teacher_map.shape[1:]
+    what = f"a student's map of {tuple(student_size)} and a teacher's of {tuple(teacher_size)}"
+    s = student_map.clone().requires_grad_()
+    try:
+        got = answer(s, teacher_map.clone())
+    except RuntimeError as error:
+        raise Wrong(
+            f"{what}: {type(error).__name__}: {error}. Maps can be compared place by place once "
+            "the student's has the size of the teacher's."
+        ) from None
+    fitted = resize(student_map, (teacher_size[0], teacher_size[1]))
+    shrunk = resize(teacher_map, (student_size[0], student_size[1]))
+    gap, wanted = fitted - teacher_map, map_distance(student_map, teacher_map)
+    expect(
+        got,
+        wanted,
+        what,
+        {
+            "the teacher's map resized to the student's": (student_map - shrunk).square().mean(),
+            "the sum over places and images; Eq. 15 has a mean": gap.square().sum(),
+            "the sum over the places, averaged over the images": gap.square().sum((1, 2)).mean(),
+            "the mean over the places, summed over the images": gap.square().mean((1, 2)).sum(),
+            "one number for each image: average them": gap.square().mean((1, 2)),
+            "absolute values instead of squares": gap.abs().mean(),
+            "the root of Eq. 15": wanted.sqrt(),
+        },
+    )
+    carries = isinstance(got, Tensor) and got.requires_grad
+    require(carries, f"{what}: no gradient leads back to the student's map.")
+    (reached,) = torch.autograd.grad(got, s)
+    s = student_map.clone().requires_grad_()
+    expect(
+        reached,
+        torch.autograd.grad(map_distance(s, teacher_map), s)[0],
+        f"{what}: the gradient to the student's map",
+    )
+
+
+@Question
+def q6(msarc_loss: Loss) -> None:
+    """Eq. 9."""
+    # of positive images the teacher names class 1, of negative ones class 0; the student never does
+    teacher, student = Straight((-1.0, 3.0, 2.0), stride=2), Straight((2.0, 0.5, -1.5), stride=3)
+    images = _drawn(2, 1, 8, 6, seed=4).abs() * torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)
+    classes = torch.tensor([1, 0])
+    pairs = [*zip(student.maps(images, classes), teacher.maps(images, classes), strict=True)]
+    first, last = (map_distance(s, t) for s, t in pairs)
+    compare_loss(msarc_loss, student, teacher, images, (2.0,), 2.0 * last)
+    # maps of the first stage are smaller by the number of places, and their squares by its square
+    weights = (images[0].numel() ** 2 / 3.0, 0.5)
+    wanted = weights[0] * first + weights[1] * last
+    compare_loss(msarc_loss, student, teacher, images, weights, wanted)
+
+
+def compare_loss(
+    answer: Loss,
+    student: nn.Module,
+    teacher: nn.Module,
+    images: Tensor,
+    alphas: Sequence[float],
+    wanted: Tensor | None = None,
+) -> None:
+    """Against the package's loss, unless its value is given."""
+    what = f"`msarc_loss` with {len(alphas)} α"
+    try:
+        got = answer(student, teacher, images, alphas)
+    except (ValueError, IndexError, RuntimeError) as error:
+        raise Wrong(
+            f"{what}: {type(error).__name__}: {error}. There are as many pairs as α, the last so "
+            "many maps of each network, and `check.map_distance` compares maps of any size."
+        ) from None
+    expect(
+        got,
+        reference(student, teacher, images, alphas) if wanted is None else wanted,
+        what,
+        _other_losses(student, teacher, images, alphas),
+        rtol=1e-3,
+    )
+
+
+def reference(
+    student: nn.Module, teacher: nn.Module, images: Tensor, alphas: Sequence[float]
+) -> Tensor:
+    """The package's loss with these α; the student's part of the graph comes with it."""
+    shape = (images.shape[1], images.shape[2], images.shape[3])
+    layers = find_layers(student, shape), find_layers(teacher, shape)
+    loss = MsarcLoss(*layers, MsarcConfig(alphas=tuple(alphas)))
+    with evaluating(student), evaluating(teacher):
+        logits, maps = loss.teacher_maps(teacher, images)
+        with capture(student, loss.student_layers.stages) as features:
+            student_logits = student(images)
+        return loss(student, features, student_logits, logits, maps)
+
+
+def _other_losses(
+    student: nn.Module, teacher: nn.Module, images: Tensor, alphas: Sequence[float]
+) -> dict[str, Tensor | float]:
+    with torch.no_grad():
+        named, own = teacher(images).argmax(1), student(images).argmax(1)
+        of_teacher, of_student = (stage_maps(n, images, named) for n in (teacher, student))
+        strayed = stage_maps(student, images, own)
+        crossed = stage_maps(teacher, images, own)
+    count, ones = len(alphas), [1.0] * len(alphas)
+
+    def total(ours: list[Tensor], theirs: list[Tensor], weights: Sequence[float]) -> Tensor:
+        terms = zip(weights, ours, theirs, strict=True)
+        return torch.stack([a * map_distance(s, t) for a, s, t in terms]).sum()
+
+    late_s, late_t = of_student[-count:], of_teacher[-count:]
+    return {
+        "the student's own class for its maps: it has to be the teacher's for both networks": total(
+            strayed[-count:], late_t, alphas
+        ),
+        "the student's class for both networks: it has to be the teacher's": total(
+            strayed[-count:], crossed[-count:], alphas
+        ),
+        "all α = 1": total(late_s, late_t, ones),
+        "the mean over the stages; Eq. 9 has a sum": total(late_s, late_t, alphas) / count,
+        "the α in the opposite order": total(late_s, late_t, alphas[::-1]),
+        "the stages paired from the first one on": total(
+            of_student[:count], of_teacher[:count], alphas
+        ),
+        "the student's and the teacher's maps exchanged": total(late_t, late_s, alphas),
+    }
+
+
+def balanced(student: nn.Module, teacher: nn.Module, images: Tensor, count: int) -> list[float]:
+    """Weights with which the last ``count`` stages contribute 1, 2, 3, ... to the loss."""
+    with torch.no_grad():
+        classes = teacher(images).argmax(1)
+        ours, theirs = (stage_maps(n, images, classes)[-count:] for n in (student, teacher))
+        terms = [map_distance(s, t).item() for s, t in zip(ours, theirs, strict=True)]
+    return [number / term for number, term in enumerate(terms, 1)]
+
+
+def check_student_gradient(answer: Loss, images: Tensor) -> None:
+    """The gradient of all of the student's weights; both networks name the same class."""
+    student, teacher = small(10, favourite=1), small(16, favourite=1, seed=1)
+    twin = copy.deepcopy(student)
+    got: Any = answer(student, teacher, images, [1.0, 1.0, 1.0])
+    carries = isinstance(got, Tensor) and got.requires_grad
+    require(carries, "`msarc_loss`: no gradient leads back to anything.")
+    found, wanted = (
+        _all_gradients(loss, network)
+        for loss, network in ((got, student), (reference(twin, teacher, images, [1.0] * 3), twin))
+    )
+    scale = wanted.abs().max().item()
+    expect(found, wanted, "the gradient of the student's weights", rtol=1e-3, atol=1e-4 * scale)
+
+
+def _all_gradients(loss: Tensor, network: nn.Module) -> Tensor:
+    parameters = list(network.parameters())
+    found = torch.autograd.grad(
+        loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return torch.cat([gradient.flatten() for gradient in found])
+
+
+def check_teacher_untouched(answer: Loss, images: Tensor) -> None:
+    """The value is right, and going back from it leaves nothing in the teacher's weights."""
+    student, teacher = small(10, favourite=1), small(16, favourite=1, seed=1)
+    got: Any = answer(student, teacher, images, [1.0, 1.0, 1.0])
+    expect(got, reference(student, teacher, images, [1.0] * 3), "`msarc_loss`", rtol=1e-3)
+    if isinstance(got, Tensor) and got.requires_grad:
+        got.backward()
+    untouched = all(p.grad is None for p in teacher.parameters())
+    require(untouched, "the teacher's weights got a gradient: its maps are to be constants.")
