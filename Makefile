@@ -1,6 +1,6 @@
 # Two commands: `make book` and `make test`. Both set up what is missing, inside this folder.
 .DEFAULT_GOAL := help
-.PHONY: help environment book test lint format colab
+.PHONY: help environment book test lint format colab course slides
 MAKEFLAGS += --no-print-directory
 
 VENV := .venv/bin/python
@@ -34,6 +34,8 @@ help:
 	@echo "make test    build the book where it is stale, then run the tests"
 	@echo "make lint    ruff (code and notebooks) and mypy"
 	@echo "make format  format the code; in notebooks strip outputs and renew the install cell"
+	@echo "make course  the assignments: hand-outs, solutions, autograders in _build/course"
+	@echo "make slides  slides of each chapter in _build/slides, from what make book has executed"
 	@echo "make colab   run every notebook in an environment of Colab's own versions (large, slow)"
 	@echo "Set PYTHON=... to choose the interpreter that .venv is made with (3.11 to 3.13)."
 
@@ -56,6 +58,12 @@ book: environment
 test: book
 	@$(VENV) -m pytest $(PYTEST_ARGS)
 
+course: environment
+	@$(VENV) book/course.py
+
+slides: book
+	@$(VENV) book/slides.py
+
 colab: environment
 	$(VENV) book/colab_check.py
 
@@ -68,4 +76,4 @@ format: environment
 	$(VENV) book/colab.py
 	$(VENV) -m ruff format .
 	$(VENV) -m ruff check --fix .
-	$(VENV) -m nbstripout book/*.ipynb
+	$(VENV) -m nbstripout book/*.ipynb book/assignments/*.ipynb
