@@ -6,10 +6,15 @@ again): for before a release, not for every change.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import colab
+import course
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PINS = ROOT / "tests" / "colab-pins.txt"
@@ -66,9 +71,12 @@ def make_environment() -> None:
     )
 
 
-def execute(notebook: Path, out: Path) -> bool:
+def execute(notebook: Path, out: Path, *beside: Path) -> bool:
+    """In a folder of its own, with nothing in it but what lies beside the notebook."""
     folder = out / notebook.stem
     folder.mkdir(parents=True, exist_ok=True)
+    for path in beside:
+        shutil.copy(path, folder)
     begun = time.monotonic()
     command = [str(PYTHON), "-c", EXECUTE, str(notebook), str(out / notebook.name), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
@@ -79,11 +87,27 @@ def execute(notebook: Path, out: Path) -> bool:
     return good
 
 
+def assignment_works(master: Path, out: Path) -> bool:
+    """Its solution runs, and every check in it says that the answer is right."""
+    install = colab.install_cell(yaml.safe_load((ROOT / "_config.yml").read_text("utf-8")))
+    made = course.make(master, out / "course", install)
+    beside = [path for path in made.student.parent.iterdir() if path.suffix != ".ipynb"]
+    if not execute(made.solution, out, *beside):
+        return False
+    text = (out / made.solution.name).read_text(encoding="utf-8")
+    right, wrong = text.count("✓ q"), text.count("✗ q")
+    print(f"    {right} checks say right, {wrong} say wrong", flush=True)
+    return right > 0 and wrong == 0
+
+
 def main() -> int:
     make_environment()
+    out = ROOT / "_build" / "colab"
     print("Executing the notebooks:", flush=True)
-    notebooks = sorted((ROOT / "book").glob("*.ipynb"))
-    return 0 if all([execute(path, ROOT / "_build" / "colab") for path in notebooks]) else 1
+    good = [execute(path, out) for path in sorted((ROOT / "book").glob("*.ipynb"))]
+    print("Executing the assignments' solutions:", flush=True)
+    good += [assignment_works(master, out) for master in course.masters()]
+    return 0 if all(good) else 1
 
 
 if __name__ == "__main__":
