@@ -18,7 +18,7 @@ from pages import PLOTLY, Folders, alternative_text, plotly_html, source_cells, 
 
 REVEAL = ("dist/reveal.js", "dist/reveal.css", "dist/reset.css", "dist/theme/white.css")
 PICTURES = ("image/png", "image/jpeg")
-SKIPPED = ("Exercises", "What the paper leaves open")  # sections that are for the desk
+SKIPPED = "Exercises"  # for the desk
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
