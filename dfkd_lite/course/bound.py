@@ -134,7 +134,7 @@ def transposed(conv: nn.Conv2d, y: Tensor, size: tuple[int, int]) -> Tensor:
     Raises:
         Wrong: ``y`` is not of the shape that the convolution makes of images of ``size``.
     """
-    made, shape = output_shape(conv, size), tuple(y.shape[1:])
+    made, shape = output_shape(conv, size), tuple(y.shape[-3:])
     require(
         shape == made,
         f"`y` has the shape {shape}, but this convolution makes {made} of images of {size}: "
@@ -258,7 +258,7 @@ class Residual(NamedTuple):
     """
 
     branch: Sequence[float | Residual]
-    shortcut: Sequence[float | Residual] = ()
+    shortcut: Sequence[float | Residual] = []  # nobody changes it
 
 
 #: A layer's Lipschitz constant, or a block.

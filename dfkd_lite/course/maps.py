@@ -417,7 +417,7 @@ def compare_loss(
     """Against the package's loss, unless its value is given."""
     what = f"`msarc_loss` with {len(alphas)} α"
     try:
-        got = answer(student, teacher, images, alphas)
+        got = answer(student, teacher, images, list(alphas))
     except (ValueError, IndexError, RuntimeError) as error:
         raise Wrong(
             f"{what}: {type(error).__name__}: {error}. There are as many pairs as α, the last so "

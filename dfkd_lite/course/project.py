@@ -55,7 +55,7 @@ def metered(path: str | Path = TEACHER) -> tuple[nn.Module, NetworkSpec, Meter]:
 
 
 #: What functions have made, by function and seed; None where one was called and never came back.
-_students: dict[tuple[int, int], tuple[nn.Module, NetworkSpec] | None] = {}
+_students: dict[tuple[Distil, int], tuple[nn.Module, NetworkSpec] | None] = {}
 WITHHELD = Path("withheld.npz")  # images (N, H, W, C), uint8, and labels; only a grader has it
 
 
@@ -65,11 +65,12 @@ def distilled(distil: Distil, seed: int) -> tuple[nn.Module, NetworkSpec]:
     Raises:
         Wrong: no network, one that is too large, or not of the teacher's answers.
     """
-    key = id(distil), seed
+    key = distil, seed
     if key not in _students:
         _students[key] = None
         teacher, spec, meter = metered()
         student = _without_the_answers(distil, teacher, spec, seed)
+        meter.budget = meter.seen  # from now on the student answers by itself
         require(isinstance(student, nn.Module), "`distil` has to return the student, a network.")
         size = count_parameters(student)
         require(
@@ -77,11 +78,26 @@ def distilled(distil: Distil, seed: int) -> tuple[nn.Module, NetworkSpec]:
             f"the student has {size:,} parameters; {PARAMETERS:,} are allowed.",
         )
         measured["images"] = meter.seen
+        _require_answers(student, spec)
         _students[key] = student, spec
     made = _students[key]
     if made is None:
         raise Wrong("`distil` was called before, and did not return a student.")
     return made
+
+
+def _require_answers(student: nn.Module, spec: NetworkSpec) -> None:
+    """Logits for a batch of images, with no teacher to ask."""
+    images = torch.zeros(2, spec.channels, spec.size, spec.size)
+    try:
+        with evaluating(student), torch.no_grad():
+            logits = student(images)
+    except InputError:
+        raise Wrong("the student asks the teacher: it has to answer by itself.") from None
+    require(
+        isinstance(logits, Tensor) and logits.shape == (2, spec.classes),
+        f"the student has to return {spec.classes} logits for each image.",
+    )
 
 
 def _without_the_answers(
@@ -113,6 +129,7 @@ def withheld_accuracy(distil: Distil) -> float:
 @Question
 def q1(distil: Distil) -> None:
     """A student within the budget: this takes as long as your method does."""
+    _students.pop((distil, 0), None)  # what is there now, helpers of its own included
     distilled(distil, seed=0)
 
 

@@ -28,6 +28,16 @@ MISTAKES = [
         ABLATED,
     ),
     Mistake(
+        "the teacher behind a mask",
+        START,
+        "from torch import nn\n\n    class Mask(nn.Module):\n"
+        "        def forward(self, x):\n            return teacher(x)\n\n"
+        f"    return Mask()\n    {START}",
+        {"q1": 8},
+        "no student within the budget",
+        (*ABLATED, UNCHECKED),
+    ),
+    Mistake(
         "a student that has learnt nothing",
         RETURN,
         "return run.network",
@@ -41,6 +51,15 @@ MISTAKES = [
         "if False:",
         {"q2": 3},
         "a claim needs both intervals",
+        (*ABLATED, UNCHECKED),
+    ),
+    Mistake(
+        "one of the two intervals",
+        "if not gaps.clear:",
+        "from dfkd_lite.records import bootstrap_interval\n\n"
+        "    low, high = bootstrap_interval(gaps.values)\n    if low <= 0 <= high:",
+        {"q2": 1},
+        "where the two intervals disagree",
         (*ABLATED, UNCHECKED),
     ),
     Mistake(
