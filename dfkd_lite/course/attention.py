@@ -83,6 +83,32 @@ def relative_change(module: nn.Module, features: Tensor) -> float:
     return ((module(features) - features).norm() / features.norm()).item()
 
 
+class Uneven(nn.Module):
+    """Eq. 6 with weights far from even, and other ones in each image.
+
+    A new ``SpatialAttention`` weighs all places nearly alike, and nearly every wrong formula then
+    gives the right number.
+    """
+
+    def __init__(self, features: Tensor, lam: float) -> None:
+        super().__init__()
+        self.lam = lam
+        peaked = torch.arange(1.0, len(features) + 1).view(-1, 1, 1, 1)
+        scores = peaked * _drawn(len(features), 1, *features.shape[-2:], seed=9)
+        self.weights = spatial_softmax(scores)
+
+    def attend(self, features: Tensor) -> Tensor:
+        return self.weights
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.lam * (self.attend(features) * features) + features
+
+
+def _spread(features: Tensor) -> Tensor:
+    """Images of different size, so that a mean of ratios is no ratio of norms."""
+    return features * torch.linspace(0.2, 3.0, len(features)).view(-1, 1, 1, 1)
+
+
 def twin(module: Any, channels: int) -> SpatialAttention:
     """The package's module with the weights of a student's; both in evaluation mode.
 
@@ -156,28 +182,35 @@ def _scores(module: SpatialAttention, features: Tensor) -> Tensor:
 
 
 def check_gradient(attention_class: Callable[..., Any], features: Tensor) -> None:
-    """All weights and the features get a gradient."""
-    module = attention_class(features.shape[1], 1.0).train()
-    x = features.clone().requires_grad_()
-    (module(x) * _drawn(*features.shape, seed=1)).sum().backward()
+    """All weights get a gradient, and the features the right one."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = attention_class(features.shape[1], 1.0)
+    own, module = twin(module, features.shape[1]).train(), module.train()
+    x, y = (features.clone().requires_grad_() for _ in range(2))
+    for network, start in ((module, x), (own, y)):
+        (network(start) * _drawn(*features.shape, seed=1)).sum().backward()
     require(x.grad is not None, "no gradient reaches the features.")
     # a bias before a batch-norm, or before a softmax, changes nothing: its gradient is rounding
     for name, parameter in module.named_parameters():
         reached = parameter.grad is not None
         require(reached, f"no gradient reaches `{name}`: is something detached?")
+    expect(x.grad, y.grad, "the gradient for the features", rtol=1e-3, atol=1e-5)  # type: ignore[arg-type]
 
 
 @Question
 def q4(relative_change: Callable[[nn.Module, Tensor], float]) -> None:
     """The size of the term that Eq. 6 adds, relative to the features."""
-    compare_change(relative_change, _drawn(4, 8, 8, 8), lam=0.03)
+    compare_change(relative_change, _drawn(4, 8, 8, 8), lam=0.3)
 
 
 def compare_change(
     answer: Callable[[nn.Module, Tensor], float], features: Tensor, lam: float
 ) -> None:
-    """With a freshly drawn module of the package."""
-    module = SpatialAttention(features.shape[1], AttentionConfig(lam=lam)).eval()
+    """With weights that are far from even."""
+    features = _spread(features)
+    module = Uneven(features, lam)
+    height, width = features.shape[-2:]
     with torch.no_grad():
         change = module(features) - features
         ratio = relative_change(module, features)
@@ -189,6 +222,7 @@ def compare_change(
         "the relative change",
         {
             "the squares of the norms": ratio**2,
+            "λ over the number of places, as if all weights were alike": lam / (height * width),
             "a mean of the ratios of single numbers": elementwise,
             "the norm of the changed features instead of the change": module(features).norm()
             / features.norm(),
@@ -208,7 +242,8 @@ def compare_needed(
     answer: Callable[[nn.Module, Tensor, float], float], features: Tensor, share: float
 ) -> None:
     """With that λ the features change by the share that was asked for."""
-    module = SpatialAttention(features.shape[1], AttentionConfig(lam=0.5)).eval()
+    features = _spread(features)
+    module = Uneven(features, lam=0.5)
     with torch.no_grad():
         per_lam = relative_change(module, features) / module.lam
         got = answer(module, features, share)

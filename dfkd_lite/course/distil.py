@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -193,7 +194,7 @@ def check_teacher(step: Step, channels: int, classes: int, tau: float) -> None:
     """A teacher that arrives in training mode, with weights that could take gradients."""
     teacher, student = _network(channels, classes, seed=0), _network(channels, classes, seed=1)
     before, start = copy.deepcopy(teacher.state_dict()), _weights(student)
-    step(teacher, student, _sgd(student), _drawn(12, channels, 8, 8, seed=2), tau)
+    value = step(teacher, student, _sgd(student), _drawn(12, channels, 8, 8, seed=2), tau)
     after = teacher.state_dict()
     moved = [name for name, value in before.items() if not torch.equal(value, after[name])]
     require(
@@ -208,10 +209,15 @@ def check_teacher(step: Step, channels: int, classes: int, tau: float) -> None:
         "its answers.",
     )
     require(
+        all(parameter.requires_grad for parameter in teacher.parameters()),
+        "the teacher's weights have been frozen for good: it has to come out as it went in.",
+    )
+    require(
         not torch.equal(start, _weights(student)),
         "the student's weights have not moved: is there a `backward()` and a step of the "
         "optimiser?",
     )
+    require(isinstance(value, float), "the loss has to come back as a number: `.item()`.")
 
 
 def compare_steps(
@@ -295,6 +301,18 @@ def check_batches(answer: Callable[..., nn.Module], steps: int, channels: int) -
         },
     )
     require(not trained.training, "the student has to come back in evaluation mode.")
+    _require_temperature(answer)
+
+
+def _require_temperature(answer: Callable[..., nn.Module]) -> None:
+    """Another temperature, other weights; all else alike."""
+    spec, ends = _spec(1, classes=4), []
+    for tau in (1.0, 20.0):
+        rng = torch.Generator().manual_seed(0)
+        draw = functools.partial(torch.rand, 8, *spec.image_shape, generator=rng)
+        trained = answer(_network(1, 4, seed=5), _network(1, 4, seed=6), spec, draw, 3, tau)
+        ends.append(_weights(trained))
+    require(not torch.equal(*ends), "`tau` makes no difference: hand it on to the step.")
 
 
 def small_student(channels: int, classes: int) -> nn.Module:
@@ -324,8 +342,8 @@ def check_accuracy(answer: Callable[..., nn.Module], seed: int) -> None:
     require(
         right >= ENOUGH,
         f"after 100 steps the student is right on {right:.0%} of the test images; at least "
-        f"{ENOUGH:.0%} are wanted. Are the optimiser's weights the student's, is it made once "
-        "before the loop, and is its learning rate neither tiny nor huge?",
+        f"{ENOUGH:.0%} are wanted. Are the optimiser's weights the student's, and is its learning "
+        "rate neither too small nor too large (for Adam about 0.01)?",
     )
 
 
@@ -379,7 +397,10 @@ def compare_noise(answer: Callable[..., Tensor], spec: NetworkSpec, seed: int) -
         atol=0.015,
     )
     standard = (x - found[0].view(-1, 1, 1)) / found[1].view(-1, 1, 1)
-    for axis, name in ((0, "of neighbouring images"), (2, "one above the other"), (3, "in a row")):
+    axes = [(0, "of neighbouring images"), (2, "one above the other"), (3, "in a row")]
+    if spec.channels > 1:
+        axes.append((1, "of neighbouring channels"))
+    for axis, name in axes:
         size = standard.shape[axis] - 1
         product = standard.narrow(axis, 0, size) * standard.narrow(axis, 1, size)
         require(product.mean().abs().item() < 0.05, f"{what}: pixels {name} depend on each other.")

@@ -125,7 +125,8 @@ def _times(steps: int) -> str:
     return f"{steps} step" if steps == 1 else f"{steps} steps"
 
 
-def _unchanged(theta: Tensor, before: Tensor) -> None:
+def _unchanged(theta: Tensor, before: Tensor, asks: bool = False) -> None:
+    """The start has its values, no gradient, and asks for one only if it did before."""
     require(
         torch.equal(theta.detach(), before),
         "the start `theta` was changed: work on a copy (`theta.detach()` alone shares its memory "
@@ -134,6 +135,10 @@ def _unchanged(theta: Tensor, before: Tensor) -> None:
     require(
         theta.grad is None,
         "the start `theta` was left with a `.grad`: take gradients of a copy that is detached.",
+    )
+    require(
+        theta.requires_grad == asks,
+        "the start `theta` now asks for gradients, or does so no longer: work on a copy.",
     )
 
 
@@ -174,7 +179,7 @@ def compare_adapted(
         },
     )
     if kept:
-        _unchanged(own, path[0])
+        _unchanged(own, path[0], theta.requires_grad)
         require(
             not got.requires_grad,
             "what comes back still asks for gradients: is a `detach` missing at the end?",
@@ -383,15 +388,19 @@ def compare_generator(
     names = [name for name, _ in generator.named_parameters()]
     before = copy.deepcopy(generator.state_dict())
     start = torch.cat([p.detach().flatten() for p in generator.parameters()]).clone()
+    mode = "evaluation" if generator.training else "training"
     wrong = {
         "one step only": _by_hand(generator, loss, z, eta, 1),
         "gradients of all steps so far: is `zero_grad` missing?": _by_hand(
             generator, loss, z, eta, steps, clear=False
         ),
         "steps up the loss, not down": _by_hand(generator, loss, z, -eta, steps),
-        "the generator in evaluation mode": _by_hand(generator, loss, z, eta, steps, train=False),
+        f"the generator in {mode} mode": _by_hand(generator, loss, z, eta, steps, other_mode=True),
     }
     one_more = _by_hand(generator, loss, z, eta, steps + 1)[1]
+    modes = [module.training for module in generator.modules()]
+    for parameter in generator.parameters() if kept else ():
+        parameter.grad = torch.ones_like(parameter)  # somebody's, who is not done with it
 
     got = answer(generator, loss, z.clone(), eta, steps)
     require(got is not None, "nothing came back. Is there a `return`?")
@@ -423,6 +432,8 @@ def compare_generator(
     )
     if kept:
         _same_generator(generator, before)
+        same = [module.training for module in generator.modules()] == modes
+        require(same, "the generator itself came back in another mode.")
         require(
             all(adapted[name].is_leaf for name in names)
             and not any(isinstance(v, Tensor) and v.requires_grad for v in found),
@@ -449,10 +460,10 @@ def _by_hand(
     eta: float,
     steps: int,
     clear: bool = True,
-    train: bool = True,
+    other_mode: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The same with a mistake, for what it gives."""
-    clone = copy.deepcopy(generator).train(train)
+    clone = copy.deepcopy(generator).train(generator.training != other_mode)
     total = [torch.zeros_like(p) for p in clone.parameters()]
     losses = []
     for _ in range(steps):
@@ -467,7 +478,7 @@ def _by_hand(
 
 
 def _same_generator(generator: nn.Module, before: dict[str, Tensor]) -> None:
-    """Bit for bit, and without a gradient."""
+    """Bit for bit, and with the gradients that it had."""
     weights = {name for name, _ in generator.named_parameters()}
     for name, value in generator.state_dict().items():
         if not torch.equal(value, before[name]):
@@ -478,5 +489,5 @@ def _same_generator(generator: nn.Module, before: dict[str, Tensor]) -> None:
                 "adapt a copy of all that it holds.",
             )
     for name, parameter in generator.named_parameters():
-        left = parameter.grad is not None
-        require(not left, f"the generator itself was left with a `.grad` (`{name}`).")
+        kept = parameter.grad is not None and bool((parameter.grad == 1).all())
+        require(kept, f"the `.grad` of the generator itself was changed (`{name}`).")

@@ -60,6 +60,27 @@ MISTAKES = [
         "is something detached",
     ),
     Mistake(
+        "unpooling in the module is not told the size",
+        "back = F.max_unpool2d(up, places, 2, output_size=psi.shape[-2:])",
+        "back = F.max_unpool2d(up, places, 2)",
+        {"q3": 1},
+        "odd",
+    ),
+    Mistake(
+        "the features' own gradient detached",
+        "return self.lam * (self.attend(features) * features) + features",
+        "return self.lam * (self.attend(features.detach()) * features) + features",
+        {"q3": 1},
+        "is something detached",
+    ),
+    Mistake(
+        "λ over the number of places",
+        "return ((module(features) - features).norm() / features.norm()).item()",
+        "return module.lam / features[0, 0].numel()",
+        {"q4": 2},
+        "as if all weights were alike",
+    ),
+    Mistake(
         "squared norms",
         "return ((module(features) - features).norm() / features.norm()).item()",
         "return ((module(features) - features).square().sum() / features.square().sum()).item()",
