@@ -182,20 +182,27 @@ def _scores(module: SpatialAttention, features: Tensor) -> Tensor:
 
 
 def check_gradient(attention_class: Callable[..., Any], features: Tensor) -> None:
-    """All weights get a gradient, and the features the right one."""
+    """All weights get a gradient, and the features the one of the module's own values."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = attention_class(features.shape[1], 1.0)
-    own, module = twin(module, features.shape[1]).train(), module.train()
-    x, y = (features.clone().requires_grad_() for _ in range(2))
-    for network, start in ((module, x), (own, y)):
-        (network(start) * _drawn(*features.shape, seed=1)).sum().backward()
+        module = attention_class(features.shape[1], 30.0).train().double()  # λ: a term to be seen
+    r, along = (_drawn(*features.shape, seed=seed).double() for seed in (1, 2))
+
+    def value(x: Tensor) -> Tensor:
+        return (module(x) * r).sum()
+
+    x, h = features.double().requires_grad_(), 1e-6
+    value(x).backward()
     require(x.grad is not None, "no gradient reaches the features.")
+    assert x.grad is not None
+    with torch.no_grad():
+        slope = (value(x + h * along) - value(x - h * along)) / (2 * h)
     # a bias before a batch-norm, or before a softmax, changes nothing: its gradient is rounding
     for name, parameter in module.named_parameters():
         reached = parameter.grad is not None
         require(reached, f"no gradient reaches `{name}`: is something detached?")
-    expect(x.grad, y.grad, "the gradient for the features", rtol=1e-3, atol=1e-5)  # type: ignore[arg-type]
+    what = "the gradient for the features, against differences (is something detached?)"
+    expect((x.grad * along).sum(), slope, what, rtol=1e-3)
 
 
 @Question
