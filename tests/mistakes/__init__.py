@@ -19,7 +19,10 @@ class Mistake:
 
 
 def spoilt(solution: Path, mistake: Mistake) -> str:
-    """The solution with the mistake, as the text of a notebook."""
+    """The solution with the mistake, as the text of a notebook.
+
+    Without the cells that only call a check: the public tests do the same, and some train.
+    """
     notebook = json.loads(solution.read_text(encoding="utf-8"))
     for old, new in ((mistake.old, mistake.new), *mistake.quick):
         hits = 0
@@ -28,4 +31,5 @@ def spoilt(solution: Path, mistake: Mistake) -> str:
             hits += source.count(old)
             cell["source"] = source.replace(old, new)
         assert hits == 1, f"{mistake.name}: {old!r} stands {hits} times in the solution"
-    return json.dumps(notebook)
+    cells = [c for c in notebook["cells"] if not c["source"].startswith("check.q")]
+    return json.dumps({**notebook, "cells": cells})
