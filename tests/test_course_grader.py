@@ -50,13 +50,16 @@ def with_answer(solution: dict, holds: str, source: str) -> str:
     return json.dumps({**solution, "cells": cells})
 
 
-def graded(texts: dict[str, str | bytes], made: course.Made, folder: Path) -> dict[str, Grade]:
+def graded(
+    texts: dict[str, str | bytes], made: course.Made, folder: Path, jobs: int = 2
+) -> dict[str, Grade]:
     submissions = folder / "submissions"
     submissions.mkdir()
     for name, text in texts.items():
         content = text if isinstance(text, bytes) else text.encode()
         (submissions / f"{name}.ipynb").write_bytes(content)
-    found = grade_folder(submissions, read_assignment(made.autograder), folder / "out", **LIMITS)
+    assignment = read_assignment(made.autograder)
+    found = grade_folder(submissions, assignment, folder / "out", jobs, **LIMITS)
     return {grade.name: grade for grade in found}
 
 
@@ -193,6 +196,50 @@ def test_a_wild_cell_is_stopped_and_costs_only_itself(name: str, wild) -> None:
     grade = wild[name]
     assert any(WILD[name][1] in note for note in grade.notes), grade.notes
     assert grade.points == grade.of == 14
+
+
+LEAVES = """
+import builtins, os
+builtins.left = torch.left = 1
+torch.manual_seed(7)
+os.environ["LEFT"] = os.environ["HOME"] = "here"
+open("left.txt", "w").write("x")
+"""
+LOOKS = """
+import builtins, os, tempfile
+assert not hasattr(builtins, "left") and not hasattr(torch, "left"), "an object"
+assert torch.initial_seed() != 7, "a seed"
+assert not os.path.exists("left.txt"), "a file"
+assert os.environ["HOME"] == tempfile.gettempdir() == os.getcwd(), "a place"
+begun = open("/proc/self/environ").read() if os.path.exists("/proc/self") else ""
+assert not any("SECRET" in text or "LEFT" in text for text in (str(os.environ), begun)), "a name"
+"""
+
+
+def test_a_submission_finds_nothing_of_others_or_of_the_instructor(
+    made: course.Made, solution: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share a process that has imported everything, until one of them kills it."""
+    monkeypatch.setenv("COURSE_SECRET", "SECRET")
+    started: list[grading.Worker] = []
+
+    class Counted(grading.Worker):
+        def __init__(self) -> None:
+            super().__init__()
+            started.append(self)
+
+    monkeypatch.setattr(grading, "Worker", Counted)
+    texts: dict[str, str | bytes] = {
+        "1-leaves": with_cell(solution, LEAVES),
+        "2-looks": with_cell(solution, LOOKS),
+        "3-dies": with_cell(solution, LEAVES + "os._exit(3)"),
+        "4-looks": with_cell(solution, LOOKS),
+    }
+    grades = graded(texts, made, tmp_path, jobs=1)
+    assert [grade.points for grade in grades.values()] == [14] * 4
+    assert grades["2-looks"].notes == grades["4-looks"].notes == []
+    assert ["(exit 3)" in note for note in grades["3-dies"].notes] == [True]
+    assert len(started) == 2 and all(worker.process.poll() is not None for worker in started)
 
 
 BROKEN: dict[str, tuple[Callable[[dict], str | bytes], float, str]] = {

@@ -445,7 +445,7 @@ found = []
 for seed, (folder, command, by_time) in enumerate(json.loads(sys.argv[1])):
     moments, kills, seen, code = random.Random(seed), 0, [], -signal.SIGKILL
     while code == -signal.SIGKILL and kills < 30:
-        if not (Path(folder) / "records").exists():
+        if not list(Path(folder).glob("records/*/*.json")):  # its folder is made a moment before it
             work = Path(folder).glob("work/*/*/checkpoints/step-*")
             seen.append(max((int(path.name[5:]) for path in work), default=0))
         if by_time:

@@ -21,9 +21,9 @@ import sys
 import tempfile
 import threading
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -163,7 +163,7 @@ def read_cells(path: Path) -> list[tuple[int, str]]:
 # --- one submission -------------------------------------------------------------------------------
 
 
-def grade(name: str, path: Path, assignment: Assignment, limits: Limits) -> Grade:
+def grade(name: str, path: Path, assignment: Assignment, limits: Limits, workers: Workers) -> Grade:
     """Run a submission and its tests.
 
     A cell during which the process dies or has to be stopped is left out in a second try, so that
@@ -177,7 +177,8 @@ def grade(name: str, path: Path, assignment: Assignment, limits: Limits) -> Grad
         result.marks = nothing(assignment, str(error))
         return result
     for _ in range(3):
-        run = _Run(cells, assignment, limits)
+        with workers.one() as worker:
+            run = _Run(worker, cells, assignment, limits)
         result.notes += [note for note in run.notes if note not in result.notes]
         if run.finished or run.cell is None:
             break
@@ -199,54 +200,114 @@ def _total(source: str) -> float:
     return sum(case.points for case in ExceptionTestFile.from_string(source).test_cases)
 
 
+class Worker:
+    """A process of :mod:`worker`: it has imported everything, and runs one job after another."""
+
+    def __init__(self) -> None:
+        self.home = tempfile.TemporaryDirectory(prefix="dfkd-course-")
+        self.fresh = True  # nothing of an earlier job is left in its pipes
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", f"{__package__}.worker"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            cwd=self.home.name, env=_environment(self.home.name), text=True,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def kill(self) -> None:
+        """The process and whatever it started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def close(self) -> None:
+        self.kill()
+        for pipe in (self.process.stdin, self.process.stdout):
+            with suppress(BrokenPipeError):  # what a dead process has not read
+                pipe.close()  # type: ignore[union-attr]
+        self.home.cleanup()
+
+
+class Workers:
+    """As many as run side by side, started when they are needed and kept for the next job."""
+
+    def __init__(self) -> None:
+        self.idle: list[Worker] = []
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for worker in self.idle:
+            worker.close()
+
+    @contextmanager
+    def one(self) -> Iterator[Worker]:
+        try:
+            worker = self.idle.pop()
+        except IndexError:
+            worker = Worker()
+        try:
+            yield worker
+        finally:
+            if worker.fresh:
+                self.idle.append(worker)
+            else:
+                worker.close()
+
+
 class _Run:
-    """One try: the worker's process, and what it said."""
+    """One try: what a worker said of it."""
 
     def __init__(
-        self, cells: list[tuple[int, str]], assignment: Assignment, limits: Limits
+        self,
+        worker: Worker,
+        cells: list[tuple[int, str]],
+        assignment: Assignment,
+        limits: Limits,
     ) -> None:
         self.marks: list[Mark] = []
         self.measured: dict[str, float] = {}
         self.notes: list[str] = []
         self.cell: int | None = None  # in which the process is, or died
         self.finished = False
+        self.ended: int | None = None  # the exit status of the submission's process
         self.late = threading.Event()
-        token = secrets.token_hex(16)
-        job = {"token": token, "cells": cells, **asdict(limits)}
+        self.worker, self.assignment = worker, assignment
+        worker.fresh = False
+        timer = threading.Timer(limits.total_seconds, self._stop)
         with tempfile.TemporaryDirectory(prefix="dfkd-course-") as folder:
             _lay(folder, assignment.files)
-            worker = subprocess.Popen(
-                [sys.executable, "-m", f"{__package__}.worker"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                cwd=folder, env=_environment(folder), text=True, start_new_session=True,
-            )  # fmt: skip
-            timer = threading.Timer(limits.total_seconds, self._stop, [worker])
+            job = {"token": secrets.token_hex(16), "folder": folder, "cells": cells}
             timer.start()
             try:
-                self._talk(worker, job, token, assignment, folder)
+                self._talk(job | asdict(limits))
             finally:
                 timer.cancel()
-                _kill(worker)
+                worker.fresh = self.finished and self.ended == 0 and not self.late.is_set()
+                if not worker.fresh:
+                    worker.kill()
         if not self.finished:
-            self._say_why(limits, worker.returncode)
+            self._say_why(limits)
 
-    def _stop(self, worker: subprocess.Popen) -> None:
+    def _stop(self) -> None:
         self.late.set()
-        _kill(worker)
+        self.worker.kill()
 
-    def _talk(
-        self, worker: Any, job: dict, token: str, assignment: Assignment, folder: str
-    ) -> None:
+    def _talk(self, job: dict[str, Any]) -> None:
+        process: Any = self.worker.process
         try:
-            print(json.dumps(job), file=worker.stdin, flush=True)
-            for line in worker.stdout:
-                answer = _answer(line, token)
+            print(json.dumps(job), file=process.stdin, flush=True)
+            for line in process.stdout:
+                answer = _answer(line, job["token"])
                 if answer is None:
                     continue
+                if "ended" in answer:
+                    self.ended = answer["ended"]
+                    return
                 if answer.get("ready"):
                     self.cell = None
-                    _lay(folder, assignment.withheld)
-                    print(json.dumps(assignment.tests), file=worker.stdin, flush=True)
+                    _lay(job["folder"], self.assignment.withheld)
+                    print(json.dumps(self.assignment.tests), file=process.stdin, flush=True)
                 self._hear(answer)
         except BrokenPipeError:  # the process is gone; what it said until then counts
             pass
@@ -264,11 +325,12 @@ class _Run:
             self.measured = answer["measured"]
             self.finished = True
 
-    def _say_why(self, limits: Limits, code: int | None) -> None:
+    def _say_why(self, limits: Limits) -> None:
         where = "its tests" if self.cell is None else f"cell {self.cell}"
         if self.late.is_set():
             self.notes.append(f"stopped in {where} after {limits.total_seconds:g} s in all")
         else:
+            code = self.worker.process.returncode if self.ended is None else self.ended
             self.notes.append(f"the process ended in {where} (exit {code})")
 
 
@@ -286,21 +348,14 @@ def _answer(line: str, token: str) -> dict[str, Any] | None:
     return answer if isinstance(answer, dict) and answer.pop("token", None) == token else None
 
 
-def _environment(folder: str) -> dict[str, str]:
+def _environment(home: str) -> dict[str, str]:
     """Nothing of the instructor's own; one thread, since submissions run side by side."""
     kept = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "PYTHONPATH", "DFKD_DATA")}
-    own = {"HOME": folder, "TMPDIR": folder, "IPYTHONDIR": folder, "MPLBACKEND": "Agg"}
-    fonts = os.environ.get("MPLCONFIGDIR")  # else matplotlib lists the machine's fonts every time
+    own = {"HOME": home, "TMPDIR": home, "IPYTHONDIR": home, "MPLBACKEND": "Agg"}
+    fonts = os.environ.get("MPLCONFIGDIR")  # else matplotlib lists the machine's fonts once more
     if fonts:
         own["MPLCONFIGDIR"] = fonts
     return kept | own | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-
-
-def _kill(worker: subprocess.Popen) -> None:
-    """The process and whatever it started."""
-    with suppress(ProcessLookupError):
-        os.killpg(worker.pid, signal.SIGKILL)
-    worker.wait()
 
 
 # --- a folder -------------------------------------------------------------------------------------
@@ -327,9 +382,9 @@ def grade_folder(
     submissions = find_submissions(folder)
     kept = out / "kept"
     grades: dict[str, Grade] = {}
-    with ThreadPoolExecutor(jobs) as pool:
+    with Workers() as workers, ThreadPoolExecutor(jobs) as pool:
         waiting = {
-            pool.submit(_graded, name, path, assignment, allowed, kept): name
+            pool.submit(_graded, name, path, assignment, allowed, kept, workers): name
             for name, path in submissions.items()
         }
         try:
@@ -343,7 +398,9 @@ def grade_folder(
     return ordered
 
 
-def _graded(name: str, path: Path, assignment: Assignment, limits: Limits, kept: Path) -> Grade:
+def _graded(
+    name: str, path: Path, assignment: Assignment, limits: Limits, kept: Path, workers: Workers
+) -> Grade:
     """From an earlier call where nothing has changed, else graded now."""
     code = [p.read_bytes() for p in sorted(Path(__file__).parents[1].rglob("*.py"))]
     parts = [assignment.key.encode(), repr(limits).encode(), path.read_bytes(), *code]
@@ -356,7 +413,7 @@ def _graded(name: str, path: Path, assignment: Assignment, limits: Limits, kept:
             return Grade(name, marks, old["notes"], old["measured"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    result = grade(name, path, assignment, limits)
+    result = grade(name, path, assignment, limits, workers)
     write_json(file, {"key": key, **asdict(result)})
     return result
 

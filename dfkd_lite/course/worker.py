@@ -1,8 +1,9 @@
-"""Runs one submission behind the fence, then the tests: the process that :mod:`grade` starts.
+"""Runs submissions behind the fence, then their tests: the process that :mod:`grade` starts.
 
-It reads a line of JSON (the job), runs the cells, says ``ready``, and only then gets the tests as a
-second line, so that no cell can read them. Each answer is a line of JSON that begins with the job's
-token; whatever the submission prints goes nowhere.
+Importing takes longer than most submissions do, so the process imports once and then forks for each
+job. A job is a line of JSON. Its process runs the cells, says ``ready``, and only then gets the
+tests as a second line, so that no cell can read them. Each answer is a line of JSON that begins
+with the job's token; whatever the submission prints goes nowhere.
 """
 
 from __future__ import annotations
@@ -15,17 +16,19 @@ import os
 import signal
 import sys
 import sysconfig
+import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 from . import checking
 from .fence import limit, raise_fence
 
 PACKAGE = Path(__file__).parents[1]
+FORKS = sys.platform == "linux"  # libraries of other systems may not survive it: one job a process
 THREADS = 64  # more than these left by a cell: it has gone wild
 #: Imported before the fence stands: they look at the machine as they load.
 EARLY = (
@@ -74,13 +77,30 @@ def main() -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(nothing, 1)
-    job = json.loads(questions.readline())
+    for name in (*EARLY, *TOPICS):
+        importlib.import_module(name)
+    while line := questions.readline():
+        job = json.loads(line)
+        child = os.fork() if FORKS else 0
+        if child == 0:
+            code = 1
+            try:
+                _work(job, questions, answers)
+                code = 0
+            finally:
+                os._exit(code)  # whatever threads are left
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        # the process may have died in the middle of a line
+        print("\n" + json.dumps({"token": job["token"], "ended": code}), file=answers, flush=True)
+
+
+def _work(job: dict[str, Any], questions: TextIO, answers: TextIO) -> None:
+    """One submission and its tests."""
 
     def say(**answer: Any) -> None:
         print(json.dumps({"token": job["token"], **answer}), file=answers, flush=True)
 
-    for name in (*EARLY, *TOPICS):
-        importlib.import_module(name)
+    _move(job["folder"])
     shell = _shell()
     pristine = _state()
     limit(job["memory"], job["file_size"])
@@ -99,6 +119,13 @@ def main() -> None:
         for question, source in tests.items():
             _run_tests(question, source, shell.user_ns, job["test_seconds"], say)
     say(refused=refused, measured=checking.measured, done=True)
+
+
+def _move(folder: str) -> None:
+    """Into the submission's own folder, with all that is kept by its user."""
+    os.chdir(folder)
+    os.environ.update(dict.fromkeys(("HOME", "TMPDIR", "IPYTHONDIR"), folder))
+    tempfile.tempdir = None  # asked for anew
 
 
 def _shell() -> Any:
