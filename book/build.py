@@ -1,29 +1,54 @@
 """`make book`: execute what changed, build the pages, and say which file to open."""
 
+import argparse
+import json
 import sys
 import time
 from pathlib import Path
 
-from execute import ChapterError, execute_all
+from execute import TIMES, ChapterError, Record, execute_all
+from generated import was_busy
 from pages import Folders, PagesError, build_pages
 
 
-def build(root: Path) -> Path:
+def build(root: Path, keep_times: bool = False) -> Path:
     """Bring the whole book up to date; returns the first page."""
     folders = Folders(root)
     notebooks = folders.notebooks()
-    print(f"Executing {len(notebooks)} notebook{'s' * (len(notebooks) != 1)}:", flush=True)
-    execute_all(notebooks, root, folders.executed)
-    print("Building the pages ...", flush=True)
+    print(f"Executing what changed of {len(notebooks)} notebooks:", flush=True)
+    records = execute_all(notebooks, root, folders.executed)
+    if keep_times:
+        write_times(records)
     built = build_pages(folders)
-    print("  done" if built else "  unchanged", flush=True)
+    print("  done" if built else "The pages are unchanged.", flush=True)
     return folders.html / "index.html"
 
 
+def write_times(records: list[Record]) -> None:
+    """Keep the chapters' seconds, by which a first build on another machine says what is left.
+
+    Raises:
+        ChapterError: the machine was busy with other work.
+    """
+    busy = [record.notebook for record in records if was_busy(record)]
+    if busy:
+        raise ChapterError(f"The machine was busy: no times are kept ({', '.join(busy)}).")
+    where = records[0].environment
+    known = {
+        "machine": f"{where['cores']} cores, {where['machine']}",
+        "beside": records[0].beside,
+        "seconds": {Path(record.notebook).stem: record.seconds for record in records},
+    }
+    TIMES.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--keep-times", action="store_true", help="write book/times.json anew")
+    options = parser.parse_args()
     begun = time.monotonic()
     try:
-        page = build(Path(__file__).resolve().parents[1])
+        page = build(Path(__file__).resolve().parents[1], options.keep_times)
     except (ChapterError, PagesError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1

@@ -1,6 +1,5 @@
-"""Execute the chapters with papermill: only what changed, and with clear errors."""
+"""Execute the chapters with papermill: only what changed, side by side, and with clear errors."""
 
-import hashlib
 import json
 import os
 import re
@@ -8,20 +7,31 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import distributions
 from pathlib import Path
 from threading import Lock
 
+from depends import (
+    Modules,
+    UndeclaredError,
+    check_opened,
+    declared,
+    installed_versions,
+    notebook_key,
+)
+
 PRESET = "lite"
 PARAMETERS = ("PRESET", "DATA", "SEED")  # what every chapter can be run with
-THREADS = 2  # of every chapter, so that neither its time nor a last digit hangs on the machine
-# Folders whose content a chapter may depend on. Downloads and runs are not part of the project.
-INPUTS = ("dfkd_lite", "data")
-NOT_INPUTS = {"__pycache__", "downloads"}
+# Of every chapter, so that neither its time nor a last digit hangs on the machine. Two chapters
+# side by side with one thread each end sooner than one after the other with two.
+THREADS = 1
+# What a chapter may import: the package, and these of its extras.
+EXTRAS = ("book", "export")
+WATCH = Path(__file__).parent / "watch"
+TIMES = Path(__file__).parent / "times.json"  # seconds of each chapter on a quiet machine
+UNKNOWN = 30.0  # seconds, of a chapter that never ran
 # Cells that papermill adds; they do not count when a cell is named to the reader.
 ADDED_BY_PAPERMILL = {"injected-parameters", "papermill-error-cell-tag"}
 
@@ -36,7 +46,7 @@ class Hang(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds allowed to a cell and to a notebook: a chapter takes 90, on a busy machine more."""
+    """Seconds allowed to a cell and to a notebook: a chapter takes 45, on a busy machine more."""
 
     cell: int = 600
     notebook: int = 1800
@@ -53,6 +63,9 @@ class Record:
     retries: int
     finished: str
     threads: int
+    beside: int  # chapters that were executed at the same time, at the most, itself among them
+    load: float  # processes that wanted a core in the last minute, the build's own among them
+    opened: list[str]  # files of data/
     environment: dict  # code version, packages, python, device, machine
 
 
@@ -64,36 +77,51 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-# --- what an execution depends on ---------------------------------------------------------------
+# --- how long it takes ----------------------------------------------------------------------------
 
 
-def files_below(folder: Path, skipped: set[str]) -> Iterator[Path]:
-    """All files below a folder, in a fixed order."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not skipped & set(path.relative_to(folder).parts):
-            yield path
+def expected_seconds(notebook: Path, out: Path) -> float:
+    """What a chapter took here when it last ran, else what it took where the book is written."""
+    old = read_record(out / f"{notebook.stem}.json")
+    if old is not None:
+        return old.seconds
+    known = json.loads(TIMES.read_text(encoding="utf-8")) if TIMES.is_file() else {}
+    return known.get("seconds", {}).get(notebook.stem, UNKNOWN)
 
 
-def digest(paths: list[Path], *texts: str) -> str:
-    """One hash over the names and contents of files, and over some texts."""
-    total = hashlib.sha256("\0".join(texts).encode())
-    for path in paths:
-        total.update(f"\0{path.name}\0".encode())
-        total.update(hashlib.sha256(path.read_bytes()).digest())
-    return total.hexdigest()
+@dataclass
+class Progress:
+    """Which chapters are done, and how long the rest will take."""
+
+    expected: dict[str, float]
+    workers: int
+    running: dict[str, float] = field(default_factory=dict)  # since when
+    done: dict[str, float] = field(default_factory=dict)  # how long
+
+    def left(self) -> float:
+        """Seconds until all are done, if the rest takes as much longer as what is done took."""
+        now = time.monotonic()
+        planned = sum(self.expected[name] for name in self.done)
+        pace = sum(self.done.values()) / planned if planned else 1.0
+        rest = [pace * s for name, s in self.expected.items() if name not in self.done]
+        gone = sum(now - begun for begun in self.running.values())
+        return max((sum(rest) - gone) / self.workers, 0.0)
+
+    def line(self) -> str:
+        """ "5 of 17; about 3 minutes left"."""
+        count = f"{len(self.done)} of {len(self.expected)}"
+        left = self.left()
+        if len(self.done) == len(self.expected):
+            return count
+        return f"{count}; {about(left)} left"
 
 
-def installed_versions() -> str:
-    """Every installed distribution and its version, and Python's own."""
-    found = {f"{d.metadata['Name']}=={d.version}".lower() for d in distributions()}
-    return "\n".join([sys.version, *sorted(found)])
-
-
-def shared_key(root: Path, preset: str) -> str:
-    """What all chapters depend on: package, data, installed versions, preset."""
-    paths = [p for name in INPUTS for p in files_below(root / name, NOT_INPUTS)]
-    names = [str(p.relative_to(root)) for p in paths]
-    return digest(paths, preset, installed_versions(), *names)
+def about(seconds: float) -> str:
+    """A time in words, as exact as a forecast can be."""
+    if seconds < 50:
+        return f"about {max(10, round(seconds, -1)):.0f} seconds"
+    minutes = max(1, round(seconds / 60))
+    return f"about {minutes} minute{'s' * (minutes != 1)}"
 
 
 # --- executing ----------------------------------------------------------------------------------
@@ -102,44 +130,80 @@ def shared_key(root: Path, preset: str) -> str:
 def execute_all(
     notebooks: list[Path], root: Path, out: Path, limits: Limits | None = None, preset: str = PRESET
 ) -> list[Record]:
-    """Bring the executed copies in `out` up to date; raises ChapterError for the first that fails.
+    """Bring the executed copies in `out` up to date; raises ChapterError where one fails.
 
-    As many run side by side as the cores allow, each with THREADS threads.
+    As many run side by side as the cores allow, each with THREADS threads, the longest first.
     """
     out.mkdir(parents=True, exist_ok=True)
-    common = shared_key(root, preset)
-    workers = max(1, (os.cpu_count() or 1) // THREADS)
-    one = _Executor(out, common, limits or Limits(), preset)
-    with ThreadPoolExecutor(workers) as pool:
-        jobs = [pool.submit(one.bring_up_to_date, path) for path in notebooks]
-        errors = [str(job.exception()) for job in jobs if isinstance(job.exception(), ChapterError)]
+    keys, errors = keys_of(notebooks, root, preset)
+    kept = {path: unchanged(path, out, key) for path, key in keys.items()}
+    for path, record in kept.items():
+        if record is not None:
+            say(f"  {path.name}: unchanged ({record.seconds:.0f} s when it last ran)")
+    expected = {path: expected_seconds(path, out) for path in keys if kept[path] is None}
+    stale = sorted(expected, key=lambda path: -expected[path])
+    workers = max(1, min((os.cpu_count() or 1) // THREADS, len(stale)))
+    progress = Progress({path.name: seconds for path, seconds in expected.items()}, workers)
+    if stale:
+        say(f"  {len(stale)} to execute, {workers} at a time: {about(progress.left())}")
+    one = _Executor(root, out, limits or Limits(), preset, progress)
+    pool = ThreadPoolExecutor(workers)
+    try:
+        jobs = {path: pool.submit(one.bring_up_to_date, path, keys[path]) for path in stale}
+        errors += [str(e) for e in (job.exception() for job in jobs.values()) if e is not None]
+    finally:  # after Ctrl-C no further chapter is begun
+        pool.shutdown(cancel_futures=True)
     if errors:
         raise ChapterError("\n\n".join(errors))
-    return [job.result() for job in jobs]
+    return [kept[path] or jobs[path].result() for path in notebooks]
+
+
+def keys_of(notebooks: list[Path], root: Path, preset: str) -> tuple[dict[Path, str], list[str]]:
+    """What each notebook's execution depends on, as one hash; and what is wrong with others."""
+    modules, versions, keys, errors = Modules(root), installed_versions(EXTRAS), {}, []
+    for path in notebooks:
+        try:
+            keys[path] = notebook_key(path, root, modules, preset, versions)
+        except (UndeclaredError, SyntaxError) as error:
+            errors.append(f"{path.name} {error}")
+    return keys, errors
+
+
+def unchanged(notebook: Path, out: Path, key: str) -> Record | None:
+    """The record of an execution that still holds."""
+    record = read_record(out / f"{notebook.stem}.json")
+    if record is not None and record.key == key and (out / notebook.name).is_file():
+        return record
+    return None
 
 
 @dataclass(frozen=True)
 class _Executor:
+    root: Path
     out: Path
-    common: str
     limits: Limits
     preset: str
+    progress: Progress
 
-    def bring_up_to_date(self, notebook: Path) -> Record:
-        key = digest([notebook], self.common)
+    def bring_up_to_date(self, notebook: Path, key: str) -> Record:
         done, record_file = self.out / notebook.name, self.out / f"{notebook.stem}.json"
-        old = read_record(record_file)
-        if old is not None and old.key == key and done.is_file():
-            say(f"  {notebook.name}: unchanged ({old.seconds:.0f} s when it last ran)")
-            return old
-        check_parameters(notebook)
         record_file.unlink(missing_ok=True)
-        say(f"  {notebook.name}: started")
         begun = time.monotonic()
-        retries = self.run_with_one_retry(notebook, done)
+        self.progress.running[notebook.name] = begun
+        try:
+            check_parameters(notebook)
+            retries = self.run_with_one_retry(notebook, done)
+            opened = self.opened(notebook)
+        except ChapterError:
+            self.progress.expected.pop(notebook.name)
+            say(f"  {notebook.name}: FAILED ({self.progress.line()})")
+            raise
+        finally:
+            self.progress.running.pop(notebook.name)
         seconds = round(time.monotonic() - begun, 1)
+        self.progress.done[notebook.name] = seconds
         again = ", after a hang and a second try" if retries else ""
-        say(f"  {notebook.name}: done in {seconds:.0f} s{again}")
+        say(f"  {notebook.name}: done in {seconds:.0f} s{again} ({self.progress.line()})")
         record = Record(
             notebook=notebook.name,
             key=key,
@@ -148,10 +212,34 @@ class _Executor:
             retries=retries,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             threads=THREADS,
+            beside=self.progress.workers,
+            load=round(os.getloadavg()[0], 2),
+            opened=opened,
             environment=environment(),
         )
         record_file.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
         return record
+
+    def opened(self, notebook: Path) -> list[str]:
+        """The files of ``data/`` that the run opened, all of them declared."""
+        log = self.log_of_opened(notebook)
+        lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+        names = sorted(
+            {
+                name
+                for name in lines
+                if not name.startswith("downloads/") and (self.root / "data" / name).is_file()
+            }
+        )
+        try:
+            check_opened(names, declared(json.loads(notebook.read_text(encoding="utf-8"))))
+        except UndeclaredError as error:
+            (self.out / notebook.name).unlink(missing_ok=True)
+            raise ChapterError(f"{notebook.name} {error}") from None
+        return names
+
+    def log_of_opened(self, notebook: Path) -> Path:
+        return self.out / f"{notebook.stem}.opened"
 
     def run_with_one_retry(self, notebook: Path, done: Path) -> int:
         """Execute; a hang (never an error) is tried once more. Returns the number of retries."""
@@ -172,15 +260,21 @@ class _Executor:
         failed = self.out / f"{notebook.stem}.failed.ipynb"
         log = self.out / f"{notebook.stem}.log"
         work = self.out / "work" / notebook.stem
+        opened = self.log_of_opened(notebook)
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        for stale in (running, failed):
+        for stale in (running, failed, opened):
             stale.unlink(missing_ok=True)
         command = [sys.executable, "-m", "papermill", str(notebook), str(running)]
         command += ["-p", "PRESET", self.preset, "--cwd", str(work)]
         command += ["--kernel", "python3", "--language", "python"]
         command += ["--execution-timeout", str(self.limits.cell), "--no-progress-bar"]
-        env = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
+        env = os.environ | {
+            "OMP_NUM_THREADS": str(THREADS),
+            "PYTHONPATH": os.pathsep.join([str(WATCH), os.environ.get("PYTHONPATH", "")]),
+            "DFKD_WATCHED": str(self.root / "data"),
+            "DFKD_OPENED": str(opened),
+        }
         # Output goes to a file: a pipe would stay open as long as a hung kernel lives.
         with log.open("w", encoding="utf-8") as sink:
             try:
@@ -204,7 +298,6 @@ class _Executor:
             raise Hang(f"not finished after {self.limits.notebook} s")
         if "CellTimeoutError" in printed:
             raise Hang(f"a cell was not finished after {self.limits.cell} s")
-        say(f"  {notebook.name}: FAILED")
         raise ChapterError(describe_failure(notebook, failed, printed))
 
 

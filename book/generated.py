@@ -87,17 +87,23 @@ def status_page(notebooks: list[Path], executed: Path) -> str:
     known = [record for record in records.values() if record is not None]
     lines = ["# Status of this build", "", *_summary(known), "", "## Chapters", ""]
     lines += [
-        "| chapter | seconds | finished (UTC) | preset | tries |",
-        "| --- | --: | --- | --- | --: |",
+        "| chapter | seconds | finished (UTC) | preset | tries | load |",
+        "| --- | --: | --- | --- | --: | --: |",
     ]
     for path, record in records.items():
         if record is not None:
             when = datetime.fromisoformat(record.finished).astimezone(UTC)
             lines.append(
                 f"| [{opening(path)[0]}]({path.name}) | {record.seconds:.0f} "
-                f"| {when:%Y-%m-%d %H:%M} | {record.preset} | {record.retries + 1} |"
+                f"| {when:%Y-%m-%d %H:%M} | {record.preset} | {record.retries + 1} "
+                f"| {record.load:.1f}{' (busy)' * was_busy(record)} |"
             )
     return "\n".join([*lines, "", "## Packages", "", *_packages(), ""])
+
+
+def was_busy(record: Record) -> bool:
+    """Whether other work than the build's own wanted the cores while a chapter was executed."""
+    return record.load > 1.25 * max(record.environment["cores"], record.beside * record.threads)
 
 
 def _summary(records: list[Record]) -> list[str]:
@@ -106,12 +112,22 @@ def _summary(records: list[Record]) -> list[str]:
     newest = max(records, key=lambda record: record.finished)
     where, total = newest.environment, sum(record.seconds for record in records)
     commit = (where["code"]["commit"] or "unknown")[:12]
+    load = max(record.load for record in records)
+    busy = [record for record in records if was_busy(record)]
     return [
         "Written by the build. Each chapter was executed from its source by papermill, with the "
         "parameters that it holds; pages are built from what came out, and from nothing else.",
         "",
         f"- **Time**: {total / 60:.1f} minutes for all chapters together, each on "
-        f"{newest.threads} threads.",
+        f"{newest.threads} thread{'s' * (newest.threads != 1)}, {newest.beside} side by side.",
+        f"- **The machine was {'busy with other work' if busy else 'quiet'}**: up to {load:.1f} "
+        f"processes wanted one of its {where['cores']} cores"
+        + (
+            f", and the times of {len(busy)} chapter{'s' * (len(busy) != 1)} (marked *busy*) "
+            "are longer than they need be."
+            if busy
+            else "; the times are those of this build and little else."
+        ),
         f"- **Device**: {where['device']}, {where['cores']} cores, {where['machine']}.",
         f"- **Python**: {where['python']}.",
         f"- **Code**: commit `{commit}`{' with changes' if where['code']['dirty'] else ''}.",

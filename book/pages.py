@@ -12,13 +12,8 @@ from pathlib import Path
 
 import pdf
 from chromium import find_chromium
-from execute import (
-    ADDED_BY_PAPERMILL,
-    digest,
-    files_below,
-    installed_versions,
-    without_colours,
-)
+from depends import PACKAGE, digest, files_below, installed_versions
+from execute import ADDED_BY_PAPERMILL, EXTRAS, without_colours
 from generated import MAP_PLACE, chapter_map, generated_pages
 
 PLOTLY = "application/vnd.plotly.v1+json"
@@ -131,7 +126,9 @@ def write_source(folders: Folders) -> list[str]:
     """Lay out what Jupyter Book reads; returns notes for the person who builds."""
     source = folders.source
     shutil.rmtree(source, ignore_errors=True)
-    skip = shutil.ignore_patterns("*.ipynb", "*.py", "__pycache__", "_ext", ".ipynb_checkpoints")
+    skip = shutil.ignore_patterns(
+        "*.ipynb", "*.py", "times.json", "watch", "__pycache__", "_ext", ".ipynb_checkpoints"
+    )
     shutil.copytree(folders.book, source, ignore=skip)
     notes = []
     for path in folders.notebooks():
@@ -168,9 +165,9 @@ def vendored(folders: Folders) -> dict[str, Path]:
 def pages_key(folders: Folders) -> str:
     """What the pages depend on, but for the scripts, which package-lock.json fixes."""
     paths = [folders.root / "_config.yml", folders.root / "package-lock.json", Path(__file__)]
-    for folder in (folders.source, folders.book / "_ext"):
-        paths += files_below(folder, {"__pycache__"})
-    return digest(paths, installed_versions(), find_chromium() or "", *map(str, paths))
+    for folder in (folders.source, folders.book / "_ext", folders.root / PACKAGE):
+        paths += files_below(folder)  # the reference is made of the package's docstrings
+    return digest(paths, installed_versions(EXTRAS), find_chromium() or "", *map(str, paths))
 
 
 def build_pages(folders: Folders) -> bool:

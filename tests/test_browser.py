@@ -8,6 +8,7 @@ import pytest
 from chromium import FLAGS, SETTLED
 from conftest import missing
 
+pytestmark = [pytest.mark.browser, pytest.mark.book]
 ROOT = Path(__file__).parents[1]
 HTML = ROOT / "_build" / "html"
 PAGES = sorted(path.name for path in HTML.glob("*.html"))
@@ -231,7 +232,7 @@ FAINT = """all => {
 }"""
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_on_a_phone(browser, name, scheme):
     visit = Visit(browser, name, PHONE, scheme)
     try:
@@ -266,6 +267,7 @@ def test_the_quick_start_shows_everything(browser):
 # --- the book as a whole ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_arrow_keys_turn_the_pages(browser):
     """From the preface to the last page and one back."""
     visit = Visit(browser, "index.html", DESKTOP)

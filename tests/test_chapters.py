@@ -2,12 +2,15 @@
 
 import json
 import re
+import subprocess
+from fnmatch import fnmatch
 from pathlib import Path
 
 import colab
 import colab_check
 import pytest
 import yaml
+from depends import data_files, declared
 from execute import execute_all, read_record
 
 ROOT = Path(__file__).parents[1]
@@ -49,23 +52,45 @@ def results(path: Path) -> dict[str, list]:
     return found
 
 
-@pytest.fixture(scope="module")
-def second_run() -> Path:
-    """All chapters executed once more, beside the build; what is unchanged is not run again."""
-    folder = BUILD / "executed-again"
-    execute_all(NOTEBOOKS, ROOT, folder)
-    return folder
+def commit_number() -> int:
+    """The commit's hash as a number; 0 outside a checkout."""
+    git = ["git", "rev-parse", "HEAD"]
+    done = subprocess.run(git, cwd=ROOT, capture_output=True, text=True)
+    return int(done.stdout, 16) if done.returncode == 0 else 0
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_two_runs_with_the_same_seed_agree(path, second_run):
-    first, second = BUILD / "executed" / path.name, second_run / path.name
+def by_turns() -> list:
+    """All notebooks: a quarter, which the commit chooses, for `make test`, the others slow."""
+    turn, found = commit_number() % 4, []
+    for number, path in enumerate(NOTEBOOKS):
+        marks = [pytest.mark.xdist_group(path.stem), pytest.mark.book]
+        marks += [pytest.mark.slow] if number % 4 != turn else []
+        found.append(pytest.param(path, marks=marks, id=path.stem))
+    return found
+
+
+@pytest.mark.parametrize("path", by_turns())
+def test_two_runs_with_the_same_seed_agree(path):
+    """Executed once more, beside the build; what is unchanged is not run again."""
+    again = BUILD / "executed-again"
+    execute_all([path], ROOT, again)
+    first, second = BUILD / "executed" / path.name, again / path.name
     keys = [read_record(folder.with_suffix(".json")).key for folder in (first, second)]
     assert keys[0] == keys[1], "the book was built from something else: make book"
     before, after = results(first), results(second)
     assert list(before) == list(after)
     different = [source for source in before if before[source] != after[source]]
     assert different == []
+
+
+@pytest.mark.book
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_declared_data_file_was_read(path):
+    """What is declared and not read would only make a chapter run again for nothing."""
+    opened = read_record(BUILD / "executed" / f"{path.stem}.json").opened
+    patterns = declared(json.loads(path.read_text(encoding="utf-8")))
+    patterns = [p for p in patterns if data_files(ROOT, [p])]  # else not measured yet
+    assert [p for p in patterns if not any(fnmatch(name, p) for name in opened)] == []
 
 
 # --- how chapters are written ---------------------------------------------------------------------
@@ -126,6 +151,7 @@ def test_cells_are_short(path):
 PICTURES = {"image/png", "application/vnd.plotly.v1+json"}
 
 
+@pytest.mark.book
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_figure_has_caption_name_and_words(path):
     executed = BUILD / "executed" / path.name

@@ -1,7 +1,6 @@
 """The course: masters into hand-outs, and the grader on right, wrong, broken and hostile ones."""
 
 import importlib
-import shutil
 from pathlib import Path
 
 import colab
@@ -32,40 +31,72 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, course.Made]:
     return {path.stem: course.make(path, out, INSTALL) for path in MASTERS}
 
 
+def kind(name: str, number: int) -> tuple[str, ...]:
+    """What a mistake is a case of: the questions whose points it loses."""
+    return tuple(sorted(mistakes_of(name)[number].loses))
+
+
+def first_of_its_kind(name: str, number: int) -> bool:
+    return all(kind(name, before) != kind(name, number) for before in range(number))
+
+
+def in_short(name: str, number: int) -> bool:
+    """Whether `make test` grades this one too: one for each kind; the project takes minutes."""
+    return first_of_its_kind(name, number) and not name.endswith("project")
+
+
+def cases() -> list:
+    """Each assignment and the number of each of its mistakes; the slow ones marked."""
+    pairs = [(name, number) for name in NAMES for number in range(len(mistakes_of(name)))]
+    slow = [pytest.mark.slow]
+    return [
+        pytest.param(*pair, id=f"{pair[0]}-{pair[1]}", marks=[] if in_short(*pair) else slow)
+        for pair in pairs
+    ]
+
+
+SOME = [pytest.param(n, marks=[pytest.mark.slow] * n.endswith("project")) for n in NAMES]
+
+
 @pytest.fixture(scope="module")
 def graded(made: dict[str, course.Made], tmp_path_factory: pytest.TempPathFactory):
-    """Of an assignment: its solution, the empty hand-out, and each mistake, graded once."""
-    kept: dict[str, dict[str, Grade]] = {}
+    """Grades of an assignment's solution, its empty hand-out and its mistakes, each graded once."""
+    kept: dict[tuple[str, bool], dict[str, Grade]] = {}
 
-    def grades(name: str) -> dict[str, Grade]:
-        if name not in kept:
+    def texts(name: str, short: bool) -> dict[str, str]:
+        found = {
+            f"mistake-{number}": spoilt(made[name].solution, mistake)
+            for number, mistake in enumerate(mistakes_of(name))
+            if in_short(name, number) == short
+        }
+        if short:
+            found["solution"] = made[name].solution.read_text(encoding="utf-8")
+            found["empty"] = made[name].student.read_text(encoding="utf-8")
+        return found
+
+    def grades(name: str, short: bool = True) -> dict[str, Grade]:
+        if (name, short) not in kept:
             folder = tmp_path_factory.mktemp(name)
             submissions = folder / "submissions"
             submissions.mkdir()
-            shutil.copy(made[name].solution, submissions / "solution.ipynb")
-            shutil.copy(made[name].student, submissions / "empty.ipynb")
-            for number, mistake in enumerate(mistakes_of(name)):
-                path = submissions / f"mistake-{number}.ipynb"
-                path.write_text(spoilt(made[name].solution, mistake), encoding="utf-8")
+            for title, text in texts(name, short).items():
+                (submissions / f"{title}.ipynb").write_text(text, encoding="utf-8")
             assignment = read_assignment(made[name].autograder)
             found = grade_folder(submissions, assignment, folder / "out")
-            kept[name] = {grade.name: grade for grade in found}
-        return kept[name]
+            kept[name, short] = {grade.name: grade for grade in found}
+        return kept[name, short]
 
     return grades
 
 
-CASES = [(name, number) for name in NAMES for number in range(len(mistakes_of(name)))]
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SOME)
 def test_the_solution_earns_every_point(name: str, graded) -> None:
     solution = graded(name)["solution"]
     assert [mark for mark in solution.marks if mark.why] == []
     assert solution.points == solution.of > 0 and solution.notes == []
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SOME)
 def test_the_empty_hand_out_earns_nothing(name: str, graded) -> None:
     grades = graded(name)
     assert grades["empty"].points == 0
@@ -73,10 +104,10 @@ def test_the_empty_hand_out_earns_nothing(name: str, graded) -> None:
     assert all(mark.why for mark in grades["empty"].marks)
 
 
-@pytest.mark.parametrize(("name", "number"), CASES, ids=lambda value: str(value))
+@pytest.mark.parametrize(("name", "number"), cases())
 def test_a_common_mistake_loses_its_points_and_no_others(name: str, number: int, graded) -> None:
-    mistake, grades = mistakes_of(name)[number], graded(name)
-    got, best = grades[f"mistake-{number}"], grades["solution"]
+    mistake, best = mistakes_of(name)[number], graded(name)["solution"]
+    got = graded(name, in_short(name, number))[f"mistake-{number}"]
     questions = {mark.question for mark in best.marks}
     lost = {q: best.of_question(q) - got.of_question(q) for q in questions}
     assert {q: points for q, points in lost.items() if points} == mistake.loses, (
@@ -86,7 +117,7 @@ def test_a_common_mistake_loses_its_points_and_no_others(name: str, number: int,
     assert any(mistake.says in why for why in said), said
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SOME)
 def test_the_course_page_gives_the_points(name: str, made: dict[str, course.Made], graded) -> None:
     by_hand = sum(read_assignment(made[name].autograder).by_hand.values())
     page = (ROOT / "book" / "course.md").read_text(encoding="utf-8")

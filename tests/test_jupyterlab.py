@@ -18,6 +18,7 @@ import pytest
 import yaml
 from chromium import FLAGS
 
+pytestmark = [pytest.mark.browser, pytest.mark.book]
 ROOT = Path(__file__).parents[1]
 CHAPTER = ROOT / "book" / "04-generator.ipynb"
 PATIENCE = 60_000  # milliseconds; the chapter takes twenty seconds, on a busy machine more

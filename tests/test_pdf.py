@@ -13,6 +13,7 @@ from pypdf import PdfReader, PdfWriter
 from pypdf.annotations import Link
 from pypdf.generic import DictionaryObject
 
+pytestmark = [pytest.mark.browser, pytest.mark.book]
 ROOT = Path(__file__).parents[1]
 HTML = ROOT / "_build" / "html"
 PAGES = [
@@ -110,6 +111,7 @@ def test_every_plotly_figure_is_printed(name, chapters):
     assert [label for label in labels if squeezed(label) not in text] == []
 
 
+@pytest.mark.slow
 def test_no_path_of_this_machine(document):
     for page in document.pages:
         for entry in page.get("/Annots") or []:

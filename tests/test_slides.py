@@ -11,6 +11,7 @@ from chromium import FLAGS
 from conftest import missing
 from pages import Folders
 
+pytestmark = [pytest.mark.browser, pytest.mark.book]
 ROOT = Path(__file__).parents[1]
 CHAPTERS = sorted(path.stem for path in (ROOT / "book").glob("[0-9][0-9]-*.ipynb"))
 #: How far what one sees on the slide reaches beyond it, to the right and below, in its own pixels.
