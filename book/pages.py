@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -182,7 +183,8 @@ def build_pages(folders: Folders) -> bool:
         print(note, flush=True)
     stamp.unlink(missing_ok=True)
     shutil.rmtree(folders.html, ignore_errors=True)
-    chromium = find_chromium()
+    chromium, begun = find_chromium(), time.monotonic()
+    print("Building the pages ...", flush=True)
     run_jupyter_book(folders, with_pdf=chromium is not None)
     for target, origin in vendored(folders).items():
         place = folders.html / target
@@ -191,7 +193,7 @@ def build_pages(folders: Folders) -> bool:
     for notebook in folders.notebooks():  # what the pages' download button gives
         shutil.copyfile(notebook, folders.html / "_sources" / notebook.name)
     if chromium:
-        print("Printing the PDF ...", flush=True)
+        print(f"  done in {time.monotonic() - begun:.0f} s; printing the PDF ...", flush=True)
         pdf.write_pdf(folders.html, folders.book / "_toc.yml", chromium)
     else:
         print("  no PDF: that needs a Chromium (install it, or name it in CHROMIUM)", flush=True)

@@ -3,6 +3,7 @@
 import io
 import os
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -12,6 +13,7 @@ from pypdf import PdfReader, PdfWriter
 from pypdf.generic import ArrayObject, DictionaryObject, NameObject
 
 NAME = "data-free-knowledge-distillation.pdf"
+BROWSERS = 2  # that print side by side
 PATIENCE = 120_000  # milliseconds for one page on a busy machine
 
 # Solutions open, figures drawn for paper: Chromium does not resize them when it prints.
@@ -50,11 +52,27 @@ def pages_in_order(toc: Path) -> list[str]:
 
 def write_pdf(html: Path, toc: Path, chromium: str) -> Path:
     """Print the built pages; the PDF stands beside them when all of it is there."""
+    names = [name for name in pages_in_order(toc) if (html / f"{name}.html").is_file()]
+    shares = [names[start::BROWSERS] for start in range(BROWSERS)]
+    found: dict[str, tuple[str, bytes]] = {}
+    with ThreadPoolExecutor(BROWSERS) as pool:
+        for share in pool.map(lambda share: print_pages(html, share, chromium), shares):
+            found |= share
+    titles = {name: found[name][0] for name in names}
+    printed = {name: found[name][1] for name in names}
+    path = html / NAME
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        joined(printed, titles, html).write(file)
+    part.replace(path)
+    return path
+
+
+def print_pages(html: Path, names: list[str], chromium: str) -> dict[str, tuple[str, bytes]]:
+    """Title and PDF of some pages, printed one after the other by a browser of their own."""
     from playwright.sync_api import sync_playwright
 
-    names = [name for name in pages_in_order(toc) if (html / f"{name}.html").is_file()]
-    printed: dict[str, bytes] = {}
-    titles: dict[str, str] = {}
+    printed = {}
     with tempfile.TemporaryDirectory() as home, sync_playwright() as api:
         env = {**os.environ, "HOME": home}
         browser = api.chromium.launch(executable_path=chromium, args=FLAGS, env=env)
@@ -65,20 +83,16 @@ def write_pdf(html: Path, toc: Path, chromium: str) -> Path:
             page.add_style_tag(content=STYLE)
             page.evaluate(SETTLED)
             page.evaluate(FOR_PAPER)
-            titles[name] = page.inner_text(".bd-article h1").removesuffix("#").strip()
-            printed[name] = page.pdf(
+            title = page.inner_text(".bd-article h1").removesuffix("#").strip()
+            content = page.pdf(
                 format="A4",
                 print_background=True,
                 margin={side: "12mm" for side in ("top", "right", "bottom", "left")},
             )
+            printed[name] = title, content
             page.close()
         browser.close()
-    path = html / NAME
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        joined(printed, titles, html).write(file)
-    part.replace(path)
-    return path
+    return printed
 
 
 def joined(printed: dict[str, bytes], titles: dict[str, str], html: Path) -> PdfWriter:
