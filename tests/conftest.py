@@ -53,6 +53,7 @@ def pytest_addoption(parser):
     parser.addoption("--until", type=float, help="skip what is not begun at this moment (epoch)")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(config, items):
     """Tests of a file stay together on one worker, unless they say otherwise themselves."""
     for item in items:

@@ -111,8 +111,7 @@ class Nayer(Method):
         best = Best()
         with self.bn:
             for _ in range(config.steps):
-                every = torch.einsum("ke,lez->lkz", self.embedding, layer)
-                z = every[rows, labels]  # (B, z_dim)
+                z = torch.einsum("be,bez->bz", self.embedding[labels], layer[rows])
                 images = self.generator(z)
                 loss, logs = self.image_loss(images, labels, student, warm_up)
                 best.see(loss, images, logs)
