@@ -1,5 +1,6 @@
 # Two commands: `make book` and `make test`. Each sets up what it needs, inside this folder.
 .DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
 .PHONY: help environment book test test-all test-slow quick lint format colab course slides release FORCE
 MAKEFLAGS += --no-print-directory
 
@@ -59,7 +60,8 @@ test-slow: .venv/ready-test book
 	@$(PYTEST) -m slow $(PYTEST_ARGS)
 
 quick: .venv/ready-test
-	@$(VENV) book/quick.py $(BASE)
+	@tests=$$($(VENV) book/quick.py $(BASE)) && \
+	  $(PYTEST) -q -m "not slow and not browser and not book" $$tests $(PYTEST_ARGS)
 
 course: .venv/ready-course
 	@$(VENV) book/course.py
@@ -91,18 +93,18 @@ format: .venv/ready-test
 
 environment: .venv/ready-test node_modules/ready
 
-# --- setting up: a stamp says for what the packages are there --------------------------------------
+# --- setting up: a stamp says for what the packages are there, and holds the book's versions --------
 
 .venv/ready-book: EXTRAS := book,export
 .venv/ready-course: EXTRAS := book,export,course
 .venv/ready-test: EXTRAS := book,export,course,dev,scale
 .venv/ready-test: | .venv/ready-book
 
-.venv/ready-%: pyproject.toml .venv/place
+.venv/ready-%: pyproject.toml tests/book-caps.txt .venv/place
 	@echo "Installing into .venv what $(@:.venv/ready-%=%) needs (PyTorch is large: minutes once):"
 	@$(if $(UV),"$(UV)" pip install --python $(VENV),$(VENV) -m pip install \
-	  --disable-pip-version-check --no-compile) -e ".[$(EXTRAS)]"
-	@touch $@
+	  --disable-pip-version-check --no-compile) -c tests/book-caps.txt -e ".[$(EXTRAS)]"
+	@$(VENV) book/depends.py > $@
 
 node_modules/ready: package-lock.json | .venv/ready-book
 	@echo "Installing the pages' scripts into node_modules:"
@@ -112,10 +114,11 @@ node_modules/ready: package-lock.json | .venv/ready-book
 
 # .venv is made anew where it holds no Python that runs. Packages are looked at again where the
 # folder was moved.
-FITS := import sys$(if $(UV),,, ensurepip); sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+RUNS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+FITS := $(if $(UV),,import ensurepip; )$(RUNS)
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 .venv/place: FORCE
-	@if ! $(VENV) -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))" 2>/dev/null; then \
+	@if ! $(VENV) -c "$(RUNS)" 2>/dev/null; then \
 	  for python in $(PYTHONS); do \
 	    if "$$python" -c "$(FITS)" >/dev/null 2>&1; then found=$$python; break; fi; \
 	  done; \

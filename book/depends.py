@@ -22,6 +22,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 PACKAGE = "dfkd_lite"
+# What a chapter may import: the package, and these of its extras.
+EXTRAS = ("book", "export")
 NOT_INPUTS = {"__pycache__", "downloads"}
 
 
@@ -223,3 +225,7 @@ def installed_versions(extras: tuple[str, ...], package: str = PACKAGE) -> str:
 def _applies(requirement: Requirement, extras: tuple[str, ...]) -> bool:
     marker = requirement.marker
     return marker is None or any(marker.evaluate({"extra": extra}) for extra in extras or ("",))
+
+
+if __name__ == "__main__":
+    print(installed_versions(EXTRAS))

@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Lock
 
 from depends import (
+    EXTRAS,
     Modules,
     UndeclaredError,
     check_opened,
@@ -27,8 +28,6 @@ PARAMETERS = ("PRESET", "DATA", "SEED")  # what every chapter can be run with
 # Of every chapter, so that neither its time nor a last digit hangs on the machine. Two chapters
 # side by side with one thread each end sooner than one after the other with two.
 THREADS = 1
-# What a chapter may import: the package, and these of its extras.
-EXTRAS = ("book", "export")
 WATCH = Path(__file__).parent / "watch"
 TIMES = Path(__file__).parent / "times.json"  # seconds of each chapter on a quiet machine
 UNKNOWN = 30.0  # seconds, of a chapter that never ran

@@ -1,7 +1,7 @@
-"""`make quick`: the tests of what changed, then those of what imports it, in under 90 seconds.
+"""Choose what `make quick` tests: what changed, then what imports it, in under 90 seconds.
 
-What lies nearest to the change is tested first. When the time is over the rest is passed over, and
-said: `make test` runs all of it.
+Prints pytest's arguments. What lies nearest to the change is tested first. When the time is over
+the rest is passed over, and said: `make test` runs all of it.
 """
 
 import subprocess
@@ -14,7 +14,6 @@ from depends import Modules
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 70  # for tests; the rest of the 90 is for starting and for the last one to end
 ALWAYS = ("tests/test_packaging.py",)  # quick, and about files that no module imports
-MARKS = "not slow and not browser and not book"
 
 
 def git(*arguments: str) -> list[str]:
@@ -29,11 +28,23 @@ def changed(base: str) -> list[str]:
     return git("diff", "--name-only", base) + git("ls-files", "--others", "--exclude-standard")
 
 
+def own_test(path: Path) -> str:
+    """The name of the test file that is about a file."""
+    return "test_chapters" if path.suffix == ".ipynb" else f"test_{path.stem}"
+
+
+def reads(test: str, path: Path) -> bool:
+    """Whether a test's text names the folder of ``data/`` that holds a file."""
+    data = ROOT / "data"
+    return data in path.parents and f'"{path.relative_to(data).parts[0]}"' in test
+
+
 def nearness(test: Path, files: set[Path], modules: Modules) -> int | None:
-    """0: the test was changed, or is named after what was; else the imports between them."""
-    if test in files or any(test.stem == f"test_{path.stem}" for path in files):
+    """0: a test that was changed, is about what was, or reads it; else the imports between."""
+    text = test.read_text(encoding="utf-8")
+    if any(test == path or test.stem == own_test(path) or reads(text, path) for path in files):
         return 0
-    away = modules.needed_by(test.read_text(encoding="utf-8"))
+    away = modules.needed_by(text)
     return min((steps for path, steps in away.items() if path in files), default=None)
 
 
@@ -41,29 +52,27 @@ def chosen(root: Path, names: list[str]) -> list[Path]:
     """The test files that some changed files concern, the nearest first."""
     files = {root / name for name in names}
     modules = Modules(root, tools=("book", "tests"))
-    found = {}
-    for test in sorted((root / "tests").glob("test_*.py")):
-        near = nearness(test, files, modules)
-        if near is not None:
-            found[test] = near
-    return sorted(found, key=lambda test: found[test])
+    tests = sorted((root / "tests").glob("test_*.py"))
+    found = {test: nearness(test, files, modules) for test in tests}
+    return sorted((t for t, near in found.items() if near is not None), key=lambda t: found[t])
 
 
-def main() -> int:
+def main() -> None:
     base = sys.argv[1] if len(sys.argv) > 1 else "HEAD"
     begun, names = time.time(), changed(base)
     if not names and base == "HEAD":
-        print("Nothing differs from the last commit: the last commit is tested.")
+        say("Nothing differs from the last commit: the last commit is tested.")
         names = git("diff", "--name-only", "HEAD~1")
     tests = [str(path.relative_to(ROOT)) for path in chosen(ROOT, names)]
     tests += [name for name in ALWAYS if name not in tests]
-    print(f"{len(names)} changed files concern {len(tests)} test files, the nearest first:")
-    print(f"  {', '.join(Path(name).stem for name in tests)}", flush=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadgroup"]
-    command += ["--no-loadscope-reorder", "-m", MARKS, "--until", str(begun + SECONDS)]
-    code = subprocess.run([*command, *tests], cwd=ROOT).returncode
-    return 0 if code == 5 else code  # 5: none of them is quick
+    say(f"{len(names)} changed files concern {len(tests)} test files, the nearest first:")
+    say(f"  {', '.join(Path(name).stem for name in tests)}")
+    print("--until", round(begun + SECONDS), *tests)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

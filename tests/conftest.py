@@ -2,9 +2,11 @@
 
 import os
 import random
+import signal
 import sys
 import time
 from collections import Counter
+from contextlib import contextmanager
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; sums stay reproducible
 
@@ -17,6 +19,7 @@ settings.load_profile("dfkd")
 
 NO_BROWSER = "no Chromium for the browser tests (install it, or name it in CHROMIUM)"
 NO_TIME = "no time left (make test runs all)"
+GRACE = 10  # seconds
 IN_CI = os.environ.get("CI") == "true"
 # Files that take longest are begun first, so that no worker is left alone with one at the end.
 LONGEST = ("test_chapters", "test_course", "test_browser", "test_workflow", "test_runner")
@@ -64,10 +67,32 @@ def pytest_collection_modifyitems(config, items):
         items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item):
-    until = item.config.getoption("--until")
+    with deadline(item.config.getoption("--until")):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    with deadline(item.config.getoption("--until")):
+        return (yield)
+
+
+@contextmanager
+def deadline(until: float | None):
+    """Skip what is not begun at a moment, and what has not ended GRACE seconds after it."""
     if until is not None and time.time() > until:
         pytest.skip(NO_TIME)
+    if until is None or not hasattr(signal, "setitimer"):  # Windows has none
+        yield
+        return
+    signal.signal(signal.SIGALRM, lambda *_: pytest.skip(NO_TIME))
+    signal.setitimer(signal.ITIMER_REAL, until + GRACE - time.time())
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def pytest_terminal_summary(terminalreporter):

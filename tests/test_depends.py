@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import quick
 import yaml
-from depends import Modules, code_of, imports_of, installed_versions
+from depends import EXTRAS, Modules, code_of, imports_of, installed_versions
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
@@ -130,9 +130,32 @@ def test_a_change_is_tested_by_its_own_tests_first(module: str) -> None:
     assert ("test_distill" in names) == (module != "lipschitz")
 
 
-def test_a_changed_test_is_run_and_a_text_concerns_none() -> None:
-    assert [p.stem for p in quick.chosen(ROOT, ["tests/test_kd.py"])] == ["test_kd"]
-    assert quick.chosen(ROOT, ["README.md"]) == []
+@pytest.mark.parametrize(
+    ("name", "tests"),
+    [
+        ("tests/test_kd.py", ["test_kd"]),
+        ("book/04-generator.ipynb", ["test_chapters"]),
+        ("README.md", []),
+    ],
+)
+def test_a_changed_test_is_run_a_chapter_is_checked_and_a_text_concerns_none(
+    name: str, tests: list[str]
+) -> None:
+    assert [path.stem for path in quick.chosen(ROOT, [name])] == tests
+
+
+def test_a_changed_record_concerns_the_tests_that_read_records() -> None:
+    name = next((ROOT / "data" / "records").rglob("*.json")).relative_to(ROOT)
+    names = {path.stem for path in quick.chosen(ROOT, [str(name)])}
+    assert "test_report" in names and "test_kd" not in names
+
+
+def test_adding_the_tests_packages_replaced_nothing_of_the_book() -> None:
+    """Else `make test` after `make book` would execute every chapter again."""
+    stamp = ROOT / ".venv" / "ready-book"
+    if not stamp.is_file():
+        pytest.skip("the packages were not installed by make")
+    assert stamp.read_text(encoding="utf-8").strip() == installed_versions(EXTRAS)
 
 
 # --- the workflows --------------------------------------------------------------------------------
