@@ -118,8 +118,9 @@ def _summary(records: list[Record]) -> list[str]:
         "Written by the build. Each chapter was executed from its source by papermill, with the "
         "parameters that it holds; pages are built from what came out, and from nothing else.",
         "",
-        f"- **Time**: {total / 60:.1f} minutes for all chapters together, each on "
-        f"{newest.threads} thread{'s' * (newest.threads != 1)}, {newest.beside} side by side.",
+        f"- **Time**: the chapters' times add up to {total / 60:.1f} minutes; "
+        f"{newest.beside} ran side by side, each on "
+        f"{newest.threads} thread{'s' * (newest.threads != 1)}.",
         f"- **The machine was {'busy with other work' if busy else 'quiet'}**: up to {load:.1f} "
         f"processes wanted one of its {where['cores']} cores"
         + (

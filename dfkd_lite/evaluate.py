@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from sklearn import metrics
 from torch import Tensor, nn
 
 from . import kd
@@ -117,6 +116,8 @@ def macro_f1(logits: Tensor, labels: Tensor) -> float:
 
     A class that is neither among the labels nor ever predicted does not count.
     """
+    from sklearn import metrics  # imported late: it takes two seconds
+
     _check(logits, labels)
     predicted = logits.argmax(dim=1).numpy(force=True)
     return float(metrics.f1_score(labels.numpy(force=True), predicted, average="macro"))
@@ -128,6 +129,8 @@ def auc(logits: Tensor, labels: Tensor) -> float | None:
     With two classes it is the usual area for class 1. None where it does not apply: a class
     without a single image has no curve.
     """
+    from sklearn import metrics  # imported late: it takes two seconds
+
     _check(logits, labels)
     classes = logits.shape[1]
     if labels.unique().numel() < classes or classes < 2:
@@ -180,6 +183,8 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> tuple[Tensor,
 
 def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
     """Counts (K, K), int64: row the label, column the prediction."""
+    from sklearn import metrics  # imported late: it takes two seconds
+
     _check(logits, labels)
     predicted = logits.argmax(dim=1).numpy(force=True)
     classes = range(logits.shape[1])

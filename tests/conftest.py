@@ -22,7 +22,10 @@ NO_TIME = "no time left (make test runs all)"
 GRACE = 10  # seconds
 IN_CI = os.environ.get("CI") == "true"
 # Files that take longest are begun first, so that no worker is left alone with one at the end.
-LONGEST = ("test_chapters", "test_course", "test_browser", "test_workflow", "test_runner")
+LONGEST = (
+    "test_workflow", "test_course", "test_chapters", "test_course_grader", "test_browser",
+    "test_parallel", "test_book_build", "test_runner",
+)  # fmt: skip
 
 
 def missing(what: str) -> None:
@@ -50,6 +53,15 @@ def fixed_seeds():
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def workers():
+    """The grader's processes, which take ten seconds to start: shared by all that grade."""
+    from dfkd_lite.course.grade import Workers
+
+    with Workers() as kept:
+        yield kept
 
 
 def pytest_addoption(parser):

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from mistakes import Mistake, spoilt
 
-from dfkd_lite.course.grade import Grade, grade_folder, read_assignment
+from dfkd_lite.course.grade import Grade, Workers, grade_folder, read_assignment
 
 ROOT = Path(__file__).parents[1]
 INSTALL = colab.install_cell(yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8")))
@@ -59,7 +59,9 @@ SOME = [pytest.param(n, marks=[pytest.mark.slow] * n.endswith("project")) for n 
 
 
 @pytest.fixture(scope="module")
-def graded(made: dict[str, course.Made], tmp_path_factory: pytest.TempPathFactory):
+def graded(
+    made: dict[str, course.Made], tmp_path_factory: pytest.TempPathFactory, workers: Workers
+):
     """Grades of an assignment's solution, its empty hand-out and its mistakes, each graded once."""
     kept: dict[tuple[str, bool], dict[str, Grade]] = {}
 
@@ -82,7 +84,7 @@ def graded(made: dict[str, course.Made], tmp_path_factory: pytest.TempPathFactor
             for title, text in texts(name, short).items():
                 (submissions / f"{title}.ipynb").write_text(text, encoding="utf-8")
             assignment = read_assignment(made[name].autograder)
-            found = grade_folder(submissions, assignment, folder / "out")
+            found = grade_folder(submissions, assignment, folder / "out", workers=workers)
             kept[name, short] = {grade.name: grade for grade in found}
         return kept[name, short]
 

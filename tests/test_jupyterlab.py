@@ -91,6 +91,7 @@ def run_all(page) -> None:
     assert "Traceback" not in page.inner_text(".jp-Notebook")
 
 
+@pytest.mark.slow
 def test_a_student_writes_an_answer_and_the_check_says_so(chromium, tmp_path):
     install = colab.install_cell(yaml.safe_load((ROOT / "_config.yml").read_text("utf-8")))
     made = course.make(ROOT / "book" / "assignments" / "2-attention.ipynb", tmp_path, install)
@@ -113,6 +114,7 @@ def test_a_student_writes_an_answer_and_the_check_says_so(chromium, tmp_path):
         page.get_by_text("✓ q1: right.").wait_for()
 
 
+@pytest.mark.slow
 def test_the_slider_of_lambda_changes_the_picture(chromium, tmp_path):
     with opened(chromium, tmp_path, CHAPTER) as page:
         run_all(page)

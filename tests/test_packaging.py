@@ -1,5 +1,7 @@
 """pyproject.toml, requirements.txt and environment.yml say the same, and Colab's set fits."""
 
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -74,3 +76,10 @@ def test_version_is_said_once():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == PROJECT["version"]
     assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_importing_the_package_waits_for_no_large_library():
+    """Seconds, at each start of the command and of each job of a workflow."""
+    code = "import sys, dfkd_lite; print({'sklearn', 'matplotlib', 'plotly'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "set()", done.stdout + done.stderr

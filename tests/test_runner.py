@@ -480,6 +480,7 @@ def killed(tmp_path_factory):
     return list(zip(folders, json.loads(done.stdout), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to start often")
 @pytest.mark.parametrize("number", range(len(BY_TIME)))
 def test_killed_again_and_again_ends_in_the_same_record(whole, killed, number):

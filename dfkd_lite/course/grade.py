@@ -23,7 +23,7 @@ import threading
 import zipfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -268,6 +268,7 @@ class _Run:
         self.marks: list[Mark] = []
         self.measured: dict[str, float] = {}
         self.notes: list[str] = []
+        self.process: int | None = None  # the submission's own, as soon as it has said so
         self.cell: int | None = None  # in which the process is, or died
         self.finished = False
         self.ended: int | None = None  # the exit status of the submission's process
@@ -283,7 +284,7 @@ class _Run:
                 self._talk(job | asdict(limits))
             finally:
                 timer.cancel()
-                worker.fresh = self.finished and self.ended == 0 and not self.late.is_set()
+                worker.fresh = self.ended is not None  # the worker is there, and says so
                 if not worker.fresh:
                     worker.kill()
         if not self.finished:
@@ -291,7 +292,11 @@ class _Run:
 
     def _stop(self) -> None:
         self.late.set()
-        self.worker.kill()
+        if self.process is None:
+            self.worker.kill()
+        else:
+            with suppress(ProcessLookupError):
+                os.kill(self.process, signal.SIGKILL)
 
     def _talk(self, job: dict[str, Any]) -> None:
         process: Any = self.worker.process
@@ -313,7 +318,9 @@ class _Run:
             pass
 
     def _hear(self, answer: dict[str, Any]) -> None:
-        if "failed" in answer:
+        if "process" in answer:
+            self.process = answer["process"]
+        elif "failed" in answer:
             self.notes.append(f"cell {answer['cell']}: {answer['failed']}")
         elif "cell" in answer:
             self.cell = answer["cell"]
@@ -362,11 +369,17 @@ def _environment(home: str) -> dict[str, str]:
 
 
 def grade_folder(
-    folder: Path, assignment: Assignment, out: Path, jobs: int = 2, **limits: float | None
+    folder: Path,
+    assignment: Assignment,
+    out: Path,
+    jobs: int = 2,
+    workers: Workers | None = None,
+    **limits: float | None,
 ) -> list[Grade]:
     """Grade every notebook in a folder and write ``grades.csv``, ``marks.csv`` and a report each.
 
     What is graded is kept in ``out``; called again, only what is new or was changed is graded.
+    ``workers`` can be given by who grades several folders: starting one takes ten seconds.
     ``limits`` are those of :class:`Limits`; None leaves one as the assignment, or else its default.
 
     Raises:
@@ -382,9 +395,10 @@ def grade_folder(
     submissions = find_submissions(folder)
     kept = out / "kept"
     grades: dict[str, Grade] = {}
-    with Workers() as workers, ThreadPoolExecutor(jobs) as pool:
+    place = Workers() if workers is None else nullcontext(workers)
+    with place as ready, ThreadPoolExecutor(jobs) as pool:
         waiting = {
-            pool.submit(_graded, name, path, assignment, allowed, kept, workers): name
+            pool.submit(_graded, name, path, assignment, allowed, kept, ready): name
             for name, path in submissions.items()
         }
         try:

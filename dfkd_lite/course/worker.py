@@ -1,9 +1,9 @@
 """Runs submissions behind the fence, then their tests: the process that :mod:`grade` starts.
 
 Importing takes longer than most submissions do, so the process imports once and then forks for each
-job. A job is a line of JSON. Its process runs the cells, says ``ready``, and only then gets the
-tests as a second line, so that no cell can read them. Each answer is a line of JSON that begins
-with the job's token; whatever the submission prints goes nowhere.
+job. A job is a line of JSON. Its process says who it is, runs the cells, says ``ready``, and only
+then gets the tests as a second line, so that no cell can read them. Each answer is a line of JSON
+that begins with the job's token; whatever the submission prints goes nowhere.
 """
 
 from __future__ import annotations
@@ -81,6 +81,8 @@ def main() -> None:
         importlib.import_module(name)
     while line := questions.readline():
         job = json.loads(line)
+        if "cells" not in job:  # tests that a submission which died did not read
+            continue
         child = os.fork() if FORKS else 0
         if child == 0:
             code = 1
@@ -100,6 +102,7 @@ def _work(job: dict[str, Any], questions: TextIO, answers: TextIO) -> None:
     def say(**answer: Any) -> None:
         print(json.dumps({"token": job["token"], **answer}), file=answers, flush=True)
 
+    say(process=os.getpid())
     _move(job["folder"])
     shell = _shell()
     pristine = _state()
