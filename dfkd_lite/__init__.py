@@ -7,12 +7,12 @@
 >>> result = distill(teacher, lite.student, spec, lite.distill, lite.method)
 """
 
-from .data import load, normalise
+from .data import load
 from .distill import Distillation, DistillConfig, distill
 from .errors import InputError
 from .evaluate import evaluate
 from .methods import FsscConfig
-from .networks import NetworkSpec, build
+from .networks import NetworkSpec, build, normalise
 from .presets import override, preset
 from .teach import TeachConfig, teach
 

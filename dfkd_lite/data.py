@@ -35,7 +35,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .errors import InputError, check_range, choose
-from .networks.zoo import NetworkSpec
+from .networks import NetworkSpec
 
 SIZES = (8, 224)  # smallest and largest side in pixels: the digits' own, and the paper's largest
 MEDMNIST_SIZES = (28, 64, 128, 224)  # the sizes in which MedMNIST+ is published
@@ -295,27 +295,6 @@ class ImageData:
             std=self.std,
             class_names=self.class_names,
         )
-
-
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """``(images - mean) / std`` per channel, as networks expect their input.
-
-    Args:
-        images: float (..., C, H, W), usually in [0, 1].
-        mean, std: C numbers each, ``std`` above zero.
-
-    Raises:
-        InputError: the number of channels differs, or a deviation is not above zero.
-    """
-    channels = images.shape[-3] if images.ndim >= 3 else 0
-    if not channels == len(mean) == len(std):
-        raise InputError(
-            f"The images have {channels} channels, but there are {len(mean)} means and "
-            f"{len(std)} standard deviations; give one of each for every channel."
-        )
-    if min(std) <= 0:
-        raise InputError(f"A standard deviation must be above 0, but one is {min(std)}.")
-    return (images - images.new_tensor(mean).view(-1, 1, 1)) / images.new_tensor(std).view(-1, 1, 1)
 
 
 # --- Loading by name or path -----------------------------------------------------------------

@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import kd
-from .data import normalise
 from .errors import DivergedError, InputError, check_range
-from .networks import NetworkSpec, evaluating
+from .networks import NetworkSpec, evaluating, normalise
 
 if TYPE_CHECKING:
     from .data import AnySplit

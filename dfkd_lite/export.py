@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import check_finite, write_bytes
-from .data import normalise
 from .errors import InputError
-from .networks import NetworkSpec, evaluating
+from .networks import NetworkSpec, evaluating, normalise
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 

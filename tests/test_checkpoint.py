@@ -18,7 +18,8 @@ from torch import nn
 
 from dfkd_lite import checkpoint
 from dfkd_lite.errors import InputError
-from dfkd_lite.networks.zoo import NetworkSpec, build
+from dfkd_lite.networks import NetworkSpec
+from dfkd_lite.networks.zoo import build
 
 SPEC = NetworkSpec("wrn-10-1", 4, 1, 16, (0.25,), (0.5,), ("a", "b", "c", "d"))
 

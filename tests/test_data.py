@@ -22,7 +22,7 @@ from sklearn.model_selection import train_test_split
 
 from dfkd_lite import data
 from dfkd_lite.errors import InputError
-from dfkd_lite.networks.zoo import NetworkSpec
+from dfkd_lite.networks import NetworkSpec
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -97,27 +97,6 @@ def test_bad_batch_size_is_refused_at_once():
 def test_split_refuses_other_tensors(images, labels, message):
     with pytest.raises(InputError, match=message):
         data.Split(images, labels)
-
-
-def test_normalise_against_torchvision():
-    from torchvision.transforms.functional import normalize
-
-    images, mean, std = torch.rand(5, 3, 8, 8, generator=rng()), (0.1, 0.5, 0.9), (0.2, 1.0, 0.3)
-    torch.testing.assert_close(data.normalise(images, mean, std), normalize(images, mean, std))
-    double = data.normalise(images.double(), mean, std)
-    assert double.dtype == torch.float64
-
-
-@pytest.mark.parametrize(
-    ("mean", "std", "message"),
-    [
-        ((0.5,), (0.5,), "3 channels, but there are 1 means"),
-        ((0.5,) * 3, (0.5, 0.0, 0.5), "above 0"),
-    ],
-)
-def test_normalise_refuses(mean, std, message):
-    with pytest.raises(InputError, match=message):
-        data.normalise(torch.zeros(1, 3, 8, 8), mean, std)
 
 
 # --- digits ----------------------------------------------------------------------------------

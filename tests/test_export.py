@@ -8,10 +8,9 @@ from torch import nn
 
 from dfkd_lite import export
 from dfkd_lite.card import model_card, write_card
-from dfkd_lite.data import normalise
 from dfkd_lite.distill import DistillConfig
 from dfkd_lite.errors import InputError
-from dfkd_lite.networks import NetworkSpec, build
+from dfkd_lite.networks import NetworkSpec, build, normalise
 
 SPEC = NetworkSpec("wrn-10-1", 3, 1, 16, (0.4,), (0.2,), ("cat", "dog", "cow"))
 

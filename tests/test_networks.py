@@ -29,6 +29,7 @@ from dfkd_lite.networks import (
     count_parameters,
     evaluating,
     find_layers,
+    normalise,
 )
 
 
@@ -465,3 +466,25 @@ def test_spec_knows_its_images_and_refuses_what_does_not_fit() -> None:
 def test_a_spec_with_names_for_other_than_its_classes_is_refused() -> None:
     with pytest.raises(InputError, match="name"):
         NetworkSpec("wrn-16-1", 3, 1, 28, (0.5,), (0.2,), ("a", "b"))
+
+
+def test_normalise_against_torchvision():
+    from torchvision.transforms.functional import normalize
+
+    images = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    mean, std = (0.1, 0.5, 0.9), (0.2, 1.0, 0.3)
+    torch.testing.assert_close(normalise(images, mean, std), normalize(images, mean, std))
+    double = normalise(images.double(), mean, std)
+    assert double.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        ((0.5,), (0.5,), "3 channels, but there are 1 means"),
+        ((0.5,) * 3, (0.5, 0.0, 0.5), "above 0"),
+    ],
+)
+def test_normalise_refuses(mean, std, message):
+    with pytest.raises(InputError, match=message):
+        normalise(torch.zeros(1, 3, 8, 8), mean, std)

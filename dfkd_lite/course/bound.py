@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import load, normalise
+from ..data import load
 from ..lipschitz import LayerBounds, network_bound
-from ..networks import NetworkSpec, WideResNet
+from ..networks import NetworkSpec, WideResNet, normalise
 from ..presets import preset
 from ..trained import trained_student, trained_teacher
 from .checking import Question, Wrong, expect, require

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from .. import kd
-from ..data import load, normalise
+from ..data import load
 from ..evaluate import accuracy, predict
-from ..networks import NetworkSpec, batch_norms
+from ..networks import NetworkSpec, batch_norms, normalise
 from ..presets import preset
 from ..signs import effective_classes
 from ..trained import trained_teacher

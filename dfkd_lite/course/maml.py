@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import load, normalise
+from ..data import load
 from ..generator import AttentionGenerator, GeneratorConfig
 from ..inversion import class_loss
 from ..meta import MetaConfig
 from ..meta import first_order_gradient as package_adapts
-from ..networks import NetworkSpec
+from ..networks import NetworkSpec, normalise
 from ..presets import preset
 from ..trained import trained_teacher
 from .checking import Question, expect, require

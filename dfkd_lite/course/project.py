@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import load_network
-from ..data import normalise
 from ..errors import InputError
 from ..evaluate import accuracy
-from ..networks import NetworkSpec, count_parameters, evaluating
+from ..networks import NetworkSpec, count_parameters, evaluating, normalise
 from ..records import Gaps
 from .checking import Question, Wrong, measured, require
 

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import parallel
-from ..data import normalise
 from ..errors import InputError
 from ..image_pool import crops, cut
 from ..kd import kl_divergence
 from ..msarc import MsarcLoss
-from ..networks import Layers, NetworkSpec, capture
+from ..networks import Layers, NetworkSpec, capture, normalise
 from ..parallel import mine
 
 Logs = dict[str, Tensor]

@@ -2,9 +2,10 @@
 
 from .layers import Layers, batch_norms, capture, count_parameters, evaluating, find_layers
 from .resnet import ResNet
+from .spec import NetworkSpec, normalise
 from .vgg import VGG
 from .wide_resnet import WideResNet
-from .zoo import NETWORKS, NetworkSpec, build
+from .zoo import NETWORKS, build
 
 __all__ = [
     "NETWORKS",
@@ -19,4 +20,5 @@ __all__ = [
     "count_parameters",
     "evaluating",
     "find_layers",
+    "normalise",
 ]

@@ -1,58 +1,18 @@
-"""The networks by name, and what must be known of one to feed it: ``NetworkSpec``."""
+"""The networks by name."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from torch import nn
 
-from ..errors import InputError, check_range, choose
+from ..errors import check_range, choose
 from .resnet import ResNet
 from .vgg import VGG
 from .wide_resnet import WideResNet
 
 #: The names of the compared papers; any other wrn-d-k, such as wrn-10-1, can be built too.
 NETWORKS = ("wrn-16-1", "wrn-16-2", "wrn-40-1", "wrn-40-2", "resnet-18", "resnet-34", "vgg-11")
-
-
-@dataclass(frozen=True)
-class NetworkSpec:
-    """What a stranger must know to use a network's weights.
-
-    ``network`` is a name for :func:`build` (or a label of your own), ``size`` the side of its
-    square images in pixels, ``mean`` and ``std`` one number a channel for images in [0, 1].
-    """
-
-    network: str
-    classes: int
-    channels: int
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    class_names: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_range("classes", self.classes, 2)
-        check_range("channels", self.channels, 1)
-        check_range("size", self.size, 1)
-        if not len(self.mean) == len(self.std) == self.channels:
-            raise InputError(
-                f"mean has {len(self.mean)} and std {len(self.std)} numbers for "
-                f"{self.channels} channels: give one of each per channel."
-            )
-        if self.class_names and len(self.class_names) != self.classes:
-            raise InputError(
-                f"There are {len(self.class_names)} class names for {self.classes} classes: give "
-                "one each, or none."
-            )
-        for value in self.std:
-            check_range("std", value, 0, above=True)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
-        return self.channels, self.size, self.size
 
 
 def build(name: str, classes: int, channels: int = 3, size: int = 32) -> nn.Module:

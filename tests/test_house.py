@@ -1,0 +1,47 @@
+"""The house: what may reach what, by the imports. Above all, the loop cannot reach the data."""
+
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+from depends import Modules, imports_of
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "dfkd_lite"
+MODULES = Modules(ROOT)
+PATHS = sorted(path for path in PACKAGE.rglob("*.py") if path.stem not in ("__init__", "__main__"))
+LOOP = [PACKAGE / "distill.py", *sorted(PACKAGE.glob("methods/[!_]*.py"))]
+#: What knows real images, or measures on them.
+DATA = {"data", "teach", "evaluate", "signs", "fidelity", "privacy", "records"}
+DRAWING = {"viz", "report", "tracking"}
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def room(path: Path) -> str:
+    """The flat file or the folder of the package that a file is, or lies in."""
+    return name_of(path).split(".")[0]
+
+
+def reached_from(path: Path) -> dict[Path, int]:
+    """What a file imports, directly (1) or through how many others."""
+    found = MODULES.needed_by(f"import dfkd_lite.{name_of(path)}")
+    return {other: away - 1 for other, away in found.items() if away > 1 and other in PATHS}
+
+
+@pytest.mark.parametrize("path", LOOP, ids=name_of)
+def test_the_loop_cannot_reach_the_data(path: Path) -> None:
+    assert {room(other) for other in reached_from(path)} & DATA == set()
+
+
+def test_imports_run_in_no_circle() -> None:
+    direct = {path: [o for o, away in reached_from(path).items() if away == 1] for path in PATHS}
+    assert set(TopologicalSorter(direct).static_order()) == set(PATHS)
+
+
+def test_only_what_draws_imports_a_drawing_library() -> None:
+    for path in PATHS:
+        found = {one.module.split(".")[0] for one in imports_of(path.read_text("utf-8"), "")}
+        assert not found & {"matplotlib", "plotly"} or room(path) in DRAWING, path
