@@ -16,12 +16,14 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, distribution
+from itertools import chain
 from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 PACKAGE = "dfkd_lite"
+PACKAGES = (PACKAGE, "dfkd_course")
 # What a chapter may import: the package, and these of its extras.
 EXTRAS = ("book", "export")
 NOT_INPUTS = {"__pycache__", "downloads"}
@@ -64,7 +66,7 @@ class Imported:
 
 @dataclass
 class Modules:
-    """The modules of ``dfkd_lite``, and what each of them imports.
+    """The modules of our packages, and what each of them imports.
 
     ``tools`` are folders of single files that can be imported by their names.
     """
@@ -77,7 +79,8 @@ class Modules:
     def files(self) -> dict[str, Path]:
         """Dotted name -> file."""
         found = {path.stem: path for name in self.tools for path in (self.root / name).glob("*.py")}
-        for path in sorted((self.root / PACKAGE).rglob("*.py")):
+        ours = [sorted((self.root / name).rglob("*.py")) for name in PACKAGES]
+        for path in chain(*ours):
             parts = path.relative_to(self.root).with_suffix("").parts
             found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
         return found

@@ -47,7 +47,7 @@ REFERENCE = (
             "shortcut",
             "privacy",
             "shipped",
-            "course",
+            "dfkd_course",
             "checkpoint",
             "export",
             "card",
@@ -145,10 +145,10 @@ def _packages() -> list[str]:
 
 def reference_page(title: str, modules: tuple[str, ...]) -> str:
     """The docstrings of some modules, as MyST around Sphinx's autodoc."""
-    lines = [f"# {title}", "", "Generated from the docstrings of `dfkd_lite`.", ""]
+    lines = [f"# {title}", "", "Generated from the docstrings.", ""]
     for module in modules:
-        lines += [f"## dfkd_lite.{module}", "", "```{eval-rst}"]
-        lines += [f".. automodule:: dfkd_lite.{module}", "   :members:"]
+        name = module if module.startswith("dfkd_") else f"dfkd_lite.{module}"
+        lines += [f"## {name}", "", "```{eval-rst}", f".. automodule:: {name}", "   :members:"]
         lines += ["   :imported-members:"] if module in ("networks", "methods") else []
         lines += ["```", ""]
     return "\n".join(lines)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pdf
 from chromium import find_chromium
-from depends import PACKAGE, digest, files_below, installed_versions
+from depends import PACKAGES, digest, files_below, installed_versions
 from execute import ADDED_BY_PAPERMILL, EXTRAS, without_colours
 from generated import MAP_PLACE, chapter_map, generated_pages
 
@@ -166,7 +166,8 @@ def vendored(folders: Folders) -> dict[str, Path]:
 def pages_key(folders: Folders) -> str:
     """What the pages depend on, but for the scripts, which package-lock.json fixes."""
     paths = [folders.root / "_config.yml", folders.root / "package-lock.json", Path(__file__)]
-    for folder in (folders.source, folders.book / "_ext", folders.root / PACKAGE):
+    packages = [folders.root / name for name in PACKAGES]
+    for folder in (folders.source, folders.book / "_ext", *packages):
         paths += files_below(folder)  # the reference is made of the package's docstrings
     return digest(paths, installed_versions(EXTRAS), find_chromium() or "", *map(str, paths))
 

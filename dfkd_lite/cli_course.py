@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .course.grade import grade_folder, read_assignment
 from .errors import InputError, choose
 
 BUILT = Path("_build", "course")
@@ -34,6 +33,8 @@ def add_commands(commands: Any, common: Callable[..., argparse.ArgumentParser]) 
 
 def grade(options: argparse.Namespace) -> None:
     """``dfkd course grade FOLDER``."""
+    from dfkd_course.grade import grade_folder, read_assignment  # the course stands on the package
+
     named = Path(options.assignment)
     path = named if named.suffix == ".zip" else _made_here(options.assignment)
     limits = {f"{what}_seconds": getattr(options, f"{what}_seconds") for what in SECONDS}

@@ -58,7 +58,7 @@ def fixed_seeds():
 @pytest.fixture(scope="session")
 def workers():
     """The grader's processes, which take ten seconds to start: shared by all that grade."""
-    from dfkd_lite.course.grade import Workers
+    from dfkd_course.grade import Workers
 
     with Workers() as kept:
         yield kept

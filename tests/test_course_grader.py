@@ -12,10 +12,8 @@ import pytest
 import yaml
 from mistakes import attention, spoilt
 
-from dfkd_lite import InputError
-from dfkd_lite.cli import main
-from dfkd_lite.course import grade as grading
-from dfkd_lite.course.grade import (
+from dfkd_course import grade as grading
+from dfkd_course.grade import (  # fmt: skip
     GIB,
     Grade,
     Mark,
@@ -23,7 +21,9 @@ from dfkd_lite.course.grade import (
     grade_folder,
     leaderboard,
     read_assignment,
-)  # fmt: skip
+)
+from dfkd_lite import InputError
+from dfkd_lite.cli import main
 
 ROOT = Path(__file__).parents[1]
 MASTER = ROOT / "book" / "assignments" / "2-attention.ipynb"
@@ -133,7 +133,7 @@ HOSTILE = {
     "delete": "import os\nos.remove('{precious}')",
     "read-master": "text = open('{master}').read()",
     "unlimited": "import resource\nresource.setrlimit(resource.RLIMIT_DATA, (-1, -1))",
-    "no-fence": "from dfkd_lite.course import fence\nfence.FORBIDDEN.clear()\n"
+    "no-fence": "from dfkd_course import fence\nfence.FORBIDDEN.clear()\n"
     "import os\nos.path.realpath = lambda path: os.getcwd()\nopen('{mark}', 'w')",
 }
 SAYS = {
@@ -330,7 +330,7 @@ def spatial_softmax(scores):
     raise ValueError(" ".join(seen))
 """
 PATCHES = """
-import dfkd_lite.course.attention as attention, dfkd_lite.course.checking as checking
+import dfkd_course.attention as attention, dfkd_course.checking as checking
 def nothing(*args, **kwargs): pass
 checking.expect = attention.expect = attention.compare_softmax = attention.q1.test = nothing
 torch.allclose = lambda *args, **kwargs: True

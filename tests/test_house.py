@@ -1,5 +1,6 @@
 """The house: what may reach what, by the imports. Above all, the loop cannot reach the data."""
 
+import ast
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -34,6 +35,13 @@ def reached_from(path: Path) -> dict[Path, int]:
 @pytest.mark.parametrize("path", LOOP, ids=name_of)
 def test_the_loop_cannot_reach_the_data(path: Path) -> None:
     assert {room(other) for other in reached_from(path)} & DATA == set()
+
+
+def test_the_package_imports_the_course_only_where_it_is_asked_for() -> None:
+    for path in PATHS:
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                assert "dfkd_course" not in ast.unparse(node), path
 
 
 def test_imports_run_in_no_circle() -> None:

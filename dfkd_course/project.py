@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import load_network
-from ..errors import InputError
-from ..evaluate import accuracy
-from ..networks import NetworkSpec, count_parameters, evaluating, normalise
-from ..records import Gaps
+from dfkd_lite.checkpoint import load_network
+from dfkd_lite.errors import InputError
+from dfkd_lite.evaluate import accuracy
+from dfkd_lite.networks import NetworkSpec, count_parameters, evaluating, normalise
+from dfkd_lite.records import Gaps
+
 from .checking import Question, Wrong, measured, require
 
 IMAGES = 24_000  # that may be sent through the teacher in all, to make images and to learn from

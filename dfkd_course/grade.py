@@ -29,8 +29,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import write_bytes, write_json
-from ..errors import InputError, check_range
+import dfkd_lite
+from dfkd_lite.checkpoint import write_bytes, write_json
+from dfkd_lite.errors import InputError, check_range
 
 GIB = 1024**3
 
@@ -416,7 +417,8 @@ def _graded(
     name: str, path: Path, assignment: Assignment, limits: Limits, kept: Path, workers: Workers
 ) -> Grade:
     """From an earlier call where nothing has changed, else graded now."""
-    code = [p.read_bytes() for p in sorted(Path(__file__).parents[1].rglob("*.py"))]
+    folders = (Path(dfkd_lite.__file__).parent, Path(__file__).parent)
+    code = [p.read_bytes() for folder in folders for p in sorted(folder.rglob("*.py"))]
     parts = [assignment.key.encode(), repr(limits).encode(), path.read_bytes(), *code]
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()
     file = kept / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..generator import AttentionConfig, SpatialAttention
+from dfkd_lite.generator import AttentionConfig, SpatialAttention
+
 from .checking import Question, Wrong, expect, require
 
 

@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import load
-from ..lipschitz import LayerBounds, network_bound
-from ..networks import NetworkSpec, WideResNet, normalise
-from ..presets import preset
-from ..trained import trained_student, trained_teacher
+from dfkd_lite.data import load
+from dfkd_lite.lipschitz import LayerBounds, network_bound
+from dfkd_lite.networks import NetworkSpec, WideResNet, normalise
+from dfkd_lite.presets import preset
+from dfkd_lite.trained import trained_student, trained_teacher
+
 from .checking import Question, Wrong, expect, require
 
 #: A convolution with its (H, W), and a number of steps, to the norm that was found.

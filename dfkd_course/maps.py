@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import cam as package
-from ..msarc import MsarcConfig, MsarcLoss
-from ..msarc import map_distance as _map_distance
-from ..networks import WideResNet, capture, evaluating, find_layers
+from dfkd_lite import cam as package
+from dfkd_lite.msarc import MsarcConfig, MsarcLoss
+from dfkd_lite.msarc import map_distance as _map_distance
+from dfkd_lite.networks import WideResNet, capture, evaluating, find_layers
+
 from .checking import Question, Wrong, expect, require
 
 Loss = Callable[[nn.Module, nn.Module, Tensor, Sequence[float]], Tensor]

@@ -24,10 +24,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
+import dfkd_lite
+
 from . import checking
 from .fence import limit, raise_fence
 
-PACKAGE = Path(__file__).parents[1]
+PACKAGE = Path(dfkd_lite.__file__).parent
 FORKS = sys.platform == "linux"  # libraries of other systems may not survive it: one job a process
 THREADS = 64  # more than these left by a cell: it has gone wild
 #: Imported before the fence stands: they look at the machine as they load.
@@ -36,6 +38,8 @@ EARLY = (
     "matplotlib.pyplot", "plotly.graph_objects", "ipywidgets", "tqdm.auto", "dfkd_lite.cli",
     "dfkd_lite.widgets", "dfkd_lite.viz", "otter.test_files",
 )  # fmt: skip
+#: Modules that tests rely on.
+OURS = ("dfkd_lite", "dfkd_course", "otter.test_files")
 #: The assignments' checks.
 TOPICS = tuple(
     f"{__package__}.{path.stem}"
@@ -146,7 +150,8 @@ def _shell() -> Any:
 
 def _readable() -> list[Path]:
     """What Python itself and the package read; not the assignments, nor other submissions."""
-    paths = [Path(sys.prefix), Path(sys.base_prefix), PACKAGE, PACKAGE.parent / "data"]
+    ours = [PACKAGE, PACKAGE.parent / "data", Path(__file__).parent]
+    paths = [Path(sys.prefix), Path(sys.base_prefix), *ours]
     about = (m for p in sys.path for m in Path(p).glob("*.*-info"))  # what importlib.metadata reads
     return [*paths, *(Path(p) for p in sysconfig.get_paths().values()), *about]
 
@@ -178,9 +183,7 @@ def _line(error: BaseException, seconds: float) -> str:
 
 def _state() -> dict[str, dict[str, Any]]:
     """The names of the modules that tests rely on."""
-    found = {
-        n: m for n, m in sys.modules.items() if n.startswith(("dfkd_lite", "otter.test_files"))
-    }
+    found = {n: m for n, m in sys.modules.items() if n.startswith(OURS)}
     found |= {n: sys.modules[n] for n in ("torch", "torch.nn.functional", "torch.testing", "numpy")}
     return {name: dict(vars(module)) for name, module in found.items()}
 

@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from .. import kd
-from ..data import load
-from ..evaluate import accuracy, predict
-from ..networks import NetworkSpec, batch_norms, normalise
-from ..presets import preset
-from ..signs import effective_classes
-from ..trained import trained_teacher
+from dfkd_lite import kd
+from dfkd_lite.data import load
+from dfkd_lite.evaluate import accuracy, predict
+from dfkd_lite.networks import NetworkSpec, batch_norms, normalise
+from dfkd_lite.presets import preset
+from dfkd_lite.signs import effective_classes
+from dfkd_lite.trained import trained_teacher
+
 from .checking import Question, Wrong, expect, require
 
 ENOUGH = 0.8  # of the test images, as question 4 says; ours are right on more than 0.9
