@@ -20,7 +20,7 @@ from torch import nn
 
 from dfkd_lite.data import ImageData, Split, load
 from dfkd_lite.distill import DistillConfig, distill
-from dfkd_lite.evaluate import accuracy, predict
+from dfkd_lite.measure.evaluate import accuracy, predict
 from dfkd_lite.methods import GivenConfig
 from dfkd_lite.presets import preset
 from dfkd_lite.records import RECORDS, environment, plain, write_record

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dfkd_lite.checkpoint import load_network
 from dfkd_lite.errors import InputError
-from dfkd_lite.evaluate import accuracy
+from dfkd_lite.measure.evaluate import accuracy
 from dfkd_lite.networks import NetworkSpec, count_parameters, evaluating, normalise
 from dfkd_lite.records import Gaps
 

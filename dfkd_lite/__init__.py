@@ -10,7 +10,7 @@
 from .data import load
 from .distill import Distillation, DistillConfig, distill
 from .errors import InputError
-from .evaluate import evaluate
+from .measure.evaluate import evaluate
 from .methods import FsscConfig
 from .networks import NetworkSpec, build, normalise
 from .presets import override, preset

@@ -33,7 +33,8 @@ def model_card(
         spec: what it reads and answers.
         weights: the file that the card is about; its SHA-256 goes into the card.
         settings: by part ("loop", "method"), dataclasses or plain data: how it was distilled.
-        signs: data-free signs at the end, as :func:`dfkd_lite.signs.data_free_signs` gives them.
+        signs: data-free signs at the end, as
+            :func:`dfkd_lite.measure.signs.data_free_signs` gives them.
         measured: results on real data, if there was any; never made up.
         measured_on: on which data; needed with ``measured``.
 

@@ -19,12 +19,12 @@ from .data import ImageData, load, names
 from .devices import resolve_device
 from .distill import Distillation, Measure
 from .errors import InputError, choose
-from .evaluate import accuracy, evaluate, predict
 from .export import export_onnx
+from .measure.evaluate import accuracy, evaluate, predict
+from .measure.signs import data_free_signs
 from .methods import METHODS
 from .networks import NETWORKS, NetworkSpec
 from .presets import PRESETS, override, preset
-from .signs import data_free_signs
 from .teach import teach
 
 EXAMPLES = """\

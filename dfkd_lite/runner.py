@@ -22,12 +22,12 @@ from .data import ImageData, load
 from .devices import resolve_device
 from .distill import Distillation
 from .errors import DivergedError, InputError
-from .evaluate import accuracy, evaluate, predict
 from .experiment import Run
-from .fidelity import IMAGES, image_report
+from .measure.evaluate import accuracy, evaluate, predict
+from .measure.fidelity import IMAGES, image_report
+from .measure.signs import data_free_signs
 from .networks import NetworkSpec, build, count_parameters
 from .records import RECORDS, described, environment, peak_memory, plain, record_path, write_record
-from .signs import data_free_signs
 from .trained import taught
 from .viz import png, tile
 

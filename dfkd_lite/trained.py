@@ -29,8 +29,8 @@ from .data import ImageData, data_root
 from .devices import resolve_device
 from .distill import distill
 from .errors import InputError
-from .evaluate import evaluate
 from .generator import AttentionGenerator
+from .measure.evaluate import evaluate
 from .networks import NetworkSpec
 from .presets import Preset
 from .records import described, environment, plain

@@ -241,7 +241,7 @@ def test_noise_has_the_spread_of_the_data(teacher):
 def test_distillation_moves_the_student_towards_the_teacher():
     """On images never shown: a short run more than halves the divergence from a real teacher."""
     from dfkd_lite import load, preset, teach
-    from dfkd_lite.evaluate import evaluate
+    from dfkd_lite.measure.evaluate import evaluate
 
     lite, data = preset("lite"), load("digits")
     teacher, spec, _ = teach(lite.teacher, data, replace(lite.teach, epochs=3), "cpu", False)

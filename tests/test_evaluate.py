@@ -21,7 +21,7 @@ from torchmetrics.functional.classification import (
 
 from dfkd_lite.data import Split
 from dfkd_lite.errors import InputError
-from dfkd_lite.evaluate import (
+from dfkd_lite.measure.evaluate import (
     accuracy,
     agreement,
     auc,

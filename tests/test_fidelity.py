@@ -6,7 +6,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from dfkd_lite.data import load
 from dfkd_lite.errors import InputError
-from dfkd_lite.fidelity import BATCH, fidelity, image_report
+from dfkd_lite.measure.fidelity import BATCH, fidelity, image_report
 from dfkd_lite.networks import build, find_layers
 
 

@@ -13,7 +13,7 @@ MODULES = Modules(ROOT)
 PATHS = sorted(path for path in PACKAGE.rglob("*.py") if path.stem not in ("__init__", "__main__"))
 LOOP = [PACKAGE / "distill.py", *sorted(PACKAGE.glob("methods/[!_]*.py"))]
 #: What knows real images, or measures on them.
-DATA = {"data", "teach", "evaluate", "signs", "fidelity", "privacy", "records"}
+DATA = {"data", "teach", "measure", "records"}
 DRAWING = {"viz", "report", "tracking"}
 
 

@@ -72,6 +72,13 @@ def test_python_versions():
     assert named == ["3.11", "3.12", "3.13"]
 
 
+def test_every_folder_of_ours_travels_in_the_wheel():
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    found = {p.parent for name in ("dfkd_lite", "dfkd_course") for p in (ROOT / name).rglob("*.py")}
+    names = {".".join(folder.relative_to(ROOT).parts) for folder in found}
+    assert {*setuptools["packages"]} == names | {"dfkd_lite._data"}
+
+
 def test_version_is_said_once():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == PROJECT["version"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dfkd_lite.errors import InputError
-from dfkd_lite.privacy import losses, membership_auc
+from dfkd_lite.measure.privacy import losses, membership_auc
 
 
 def test_area_is_the_share_of_pairs_in_the_right_order():

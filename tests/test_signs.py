@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dfkd_lite.signs import data_free_signs, diversity, effective_classes
+from dfkd_lite.measure.signs import data_free_signs, diversity, effective_classes
 
 
 def test_effective_classes_from_one_to_all():

@@ -19,7 +19,7 @@ from dfkd_lite import trained
 from dfkd_lite.checkpoint import load_checkpoint, load_network, read_metadata
 from dfkd_lite.data import FolderSplit, ImageData, Split, load
 from dfkd_lite.errors import InputError
-from dfkd_lite.evaluate import evaluate
+from dfkd_lite.measure.evaluate import evaluate
 from dfkd_lite.networks import build
 from dfkd_lite.records import plain
 from dfkd_lite.teach import TeachConfig, Teaching, teach

@@ -7,7 +7,7 @@ import torch
 
 from dfkd_lite.data import load
 from dfkd_lite.errors import InputError
-from dfkd_lite.evaluate import accuracy, predict
+from dfkd_lite.measure.evaluate import accuracy, predict
 from dfkd_lite.teach import TeachConfig, teach
 
 CONFIG = TeachConfig(epochs=2, batch_size=64, shift=1, flip=False)

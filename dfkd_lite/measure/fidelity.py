@@ -11,10 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .data import AnySplit
-from .devices import full
-from .errors import InputError, check_range
-from .networks import Layers, capture, evaluating
+from ..data import AnySplit
+from ..devices import full
+from ..errors import InputError, check_range
+from ..networks import Layers, capture, evaluating
 
 BATCH = 64  # images of each kind that are compared at once
 DRAWS = 50  # batches over which the measures are averaged

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import kd
-from .errors import DivergedError, InputError, check_range
-from .networks import NetworkSpec, evaluating, normalise
+from .. import kd
+from ..errors import DivergedError, InputError, check_range
+from ..networks import NetworkSpec, evaluating, normalise
 
 if TYPE_CHECKING:
-    from .data import AnySplit
+    from ..data import AnySplit
 
 
 @torch.no_grad()

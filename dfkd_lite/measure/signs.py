@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..kd import kl_divergence
+from ..networks import evaluating
 from .evaluate import agreement
-from .kd import kl_divergence
-from .networks import evaluating
 
 
 def effective_classes(logits: Tensor) -> float:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from scipy.stats import rankdata
 from torch import Tensor
 
-from .errors import InputError, check_range
+from ..errors import InputError, check_range
 
 
 @dataclass(frozen=True)
