@@ -13,13 +13,13 @@ from typing import Any
 from torch import nn
 
 from . import cli_course, cli_experiments
-from .card import model_card, write_card
 from .checkpoint import load_network, save_network, write_json
 from .data import ImageData, load, names
 from .devices import resolve_device
 from .distill import Distillation, Measure
 from .errors import InputError, choose
-from .export import export_onnx
+from .export.card import model_card, write_card
+from .export.onnx import export_onnx
 from .measure.evaluate import accuracy, evaluate, predict
 from .measure.signs import data_free_signs
 from .methods import METHODS

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from dfkd_lite import export
-from dfkd_lite.card import model_card, write_card
 from dfkd_lite.distill import DistillConfig
 from dfkd_lite.errors import InputError
+from dfkd_lite.export import onnx as export
+from dfkd_lite.export.card import model_card, write_card
 from dfkd_lite.networks import NetworkSpec, build, normalise
 
 SPEC = NetworkSpec("wrn-10-1", 3, 1, 16, (0.4,), (0.2,), ("cat", "dog", "cow"))
