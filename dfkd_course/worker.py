@@ -36,7 +36,7 @@ THREADS = 64  # more than these left by a cell: it has gone wild
 EARLY = (
     "torch", "torch.testing", "torchvision", "numpy", "scipy.stats", "sklearn.datasets",
     "matplotlib.pyplot", "plotly.graph_objects", "ipywidgets", "tqdm.auto", "dfkd_lite.cli",
-    "dfkd_lite.widgets", "dfkd_lite.viz", "otter.test_files",
+    "dfkd_lite.viz.widgets", "otter.test_files",
 )  # fmt: skip
 #: Modules that tests rely on.
 OURS = ("dfkd_lite", "dfkd_course", "otter.test_files")

@@ -29,7 +29,7 @@ from .measure.signs import data_free_signs
 from .networks import NetworkSpec, build, count_parameters
 from .records import RECORDS, described, environment, peak_memory, plain, record_path, write_record
 from .trained import taught
-from .viz import png, tile
+from .viz.figures import png, tile
 
 Watch = Callable[[Distillation, dict[str, float]], None]
 

@@ -14,7 +14,7 @@ from .cam import explain
 from .distill import Distillation
 from .errors import InputError
 from .networks import find_layers
-from .viz import cam_overlay, tile
+from .viz.figures import cam_overlay, tile
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

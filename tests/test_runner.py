@@ -31,7 +31,7 @@ from dfkd_lite.errors import InputError
 from dfkd_lite.experiment import read_experiment
 from dfkd_lite.records import Record, plain
 from dfkd_lite.runner import Place, best_on_test, execute, phases
-from dfkd_lite.viz import tile
+from dfkd_lite.viz.figures import tile
 
 ROOT = Path(checkpoint.__file__).parents[1]
 NAME = "wrn-10-1_wrn-10-1_seed7"  # no teacher of this seed ships

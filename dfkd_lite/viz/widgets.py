@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import ipywidgets
 from torch import Tensor
 
-from .viz import change_note, lambda_view, png
+from .figures import change_note, lambda_view, png
 
 if TYPE_CHECKING:
-    from .generator import AttentionGenerator
+    from ..generator import AttentionGenerator
 
 #: λ of Table 6, and larger ones: with a spatial softmax those of the table change next to nothing.
 LAMBDAS = (0.0, 0.01, 0.03, 0.05, 0.07, 0.09, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)

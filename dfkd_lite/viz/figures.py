@@ -18,12 +18,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from .cam import upsample
-from .errors import InputError, choose
-from .networks import capture, evaluating
+from ..cam import upsample
+from ..errors import InputError, choose
+from ..networks import capture, evaluating
 
 if TYPE_CHECKING:
-    from .generator import AttentionGenerator
+    from ..generator import AttentionGenerator
 
 #: One colour for each role throughout the book, from Okabe & Ito's colour-safe palette.
 COLOURS = {
