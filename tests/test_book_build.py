@@ -412,7 +412,7 @@ def test_status_says_whether_the_machine_was_busy():
     where["code"]["dirty"] = False
     said = ["\n".join(generated._summary([replace(r, environment=where)])) for r in (quiet, busy)]
     assert "The machine was quiet" in said[0] and "busy with other work" in said[1]
-    assert "up to 4.0 processes" in said[1] and "2 side by side" in said[0]
+    assert "up to 4.0 processes" in said[1] and "2 ran side by side" in said[0]
 
 
 def test_every_module_has_a_place_in_the_reference():
