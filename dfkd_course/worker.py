@@ -35,7 +35,7 @@ THREADS = 64  # more than these left by a cell: it has gone wild
 #: Imported before the fence stands: they look at the machine as they load.
 EARLY = (
     "torch", "torch.testing", "torchvision", "numpy", "scipy.stats", "sklearn.datasets",
-    "matplotlib.pyplot", "plotly.graph_objects", "ipywidgets", "tqdm.auto", "dfkd_lite.cli",
+    "matplotlib.pyplot", "plotly.graph_objects", "ipywidgets", "tqdm.auto", "dfkd_lite.cli.main",
     "dfkd_lite.viz.widgets", "otter.test_files",
 )  # fmt: skip
 #: Modules that tests rely on.

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from dfkd_lite import cli
 from dfkd_lite.checkpoint import load_network, read_metadata
+from dfkd_lite.cli import main as cli
 from dfkd_lite.methods import METHODS
 
 TINY = ["--set", "episodes=4", "--set", "warm_up=1", "--set", "student_steps=2"]

@@ -23,7 +23,7 @@ from dfkd_course.grade import (  # fmt: skip
     read_assignment,
 )
 from dfkd_lite import InputError
-from dfkd_lite.cli import main
+from dfkd_lite.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 MASTER = ROOT / "book" / "assignments" / "2-attention.ipynb"

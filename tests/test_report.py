@@ -11,7 +11,7 @@ from math import sqrt
 
 import pytest
 
-from dfkd_lite.cli import main
+from dfkd_lite.cli.main import main
 from dfkd_lite.errors import InputError
 from dfkd_lite.experiment import EXPERIMENTS, read_experiment
 from dfkd_lite.records import RECORDS, write_record

@@ -25,7 +25,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
-from dfkd_lite import checkpoint, cli, cli_experiments, runner
+from dfkd_lite import checkpoint, runner
+from dfkd_lite.cli import experiments as cli_experiments
+from dfkd_lite.cli import main as cli
 from dfkd_lite.cost import Cost
 from dfkd_lite.errors import InputError
 from dfkd_lite.experiment import read_experiment

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError, choose
+from ..errors import InputError, choose
 
 BUILT = Path("_build", "course")
 SECONDS = {"cell": "a cell", "test": "a test", "total": "a submission in all"}

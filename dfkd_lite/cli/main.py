@@ -12,20 +12,21 @@ from typing import Any
 
 from torch import nn
 
-from . import cli_course, cli_experiments
-from .checkpoint import load_network, save_network, write_json
-from .data import ImageData, load, names
-from .devices import resolve_device
-from .distill import Distillation, Measure
-from .errors import InputError, choose
-from .export.card import model_card, write_card
-from .export.onnx import export_onnx
-from .measure.evaluate import accuracy, evaluate, predict
-from .measure.signs import data_free_signs
-from .methods import METHODS
-from .networks import NETWORKS, NetworkSpec
-from .presets import PRESETS, override, preset
-from .teach import teach
+from ..checkpoint import load_network, save_network, write_json
+from ..data import ImageData, load, names
+from ..devices import resolve_device
+from ..distill import Distillation, Measure
+from ..errors import InputError, choose
+from ..export.card import model_card, write_card
+from ..export.onnx import export_onnx
+from ..measure.evaluate import accuracy, evaluate, predict
+from ..measure.signs import data_free_signs
+from ..methods import METHODS
+from ..networks import NETWORKS, NetworkSpec
+from ..presets import PRESETS, override, preset
+from ..teach import teach
+from . import course as cli_course
+from . import experiments as cli_experiments
 
 EXAMPLES = """\
 from no files at all to a student, on two cores in about two minutes:

@@ -10,15 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from . import parallel
-from .cost import Cost, measure_cost
-from .errors import InputError
-from .experiment import EXPERIMENTS, Run, read_experiment, select
-from .records import RECORDS
-from .report import rows, text_table, write_csv, write_html
-from .runner import Place, execute, load_data, teach_run
-from .tracking import TensorBoard
-from .trained import find_teacher
+from .. import parallel
+from ..cost import Cost, measure_cost
+from ..errors import InputError
+from ..experiment import EXPERIMENTS, Run, read_experiment, select
+from ..records import RECORDS
+from ..report import rows, text_table, write_csv, write_html
+from ..runner import Place, execute, load_data, teach_run
+from ..tracking import TensorBoard
+from ..trained import find_teacher
 
 Add = Callable[..., argparse.ArgumentParser]
 
