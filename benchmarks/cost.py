@@ -26,11 +26,11 @@ import torch
 from tqdm import tqdm
 
 from dfkd_lite.checkpoint import write_json
-from dfkd_lite.cost import Cost, measure_cost
 from dfkd_lite.data import ImageData, Split
-from dfkd_lite.experiment import Run, read_experiment, select
+from dfkd_lite.experiments.cost import Cost, measure_cost
+from dfkd_lite.experiments.file import Run, read_experiment, select
+from dfkd_lite.experiments.runner import Place
 from dfkd_lite.records import environment, plain
-from dfkd_lite.runner import Place
 
 #: channels, side, classes, training images
 SHAPES = {

@@ -21,20 +21,20 @@ REFERENCE = (
     (
         "api-method",
         "Package reference: the method",
-        ("msarc", "image_pool", "distill", "methods", "presets", "teach", "trained"),
+        ("msarc", "image_pool", "distill", "methods", "presets", "teach", "experiments.trained"),
     ),
     (
         "api-experiments",
         "Package reference: experiments",
         (
-            "experiment",
-            "experiment_file",
-            "runner",
+            "experiments.file",
+            "experiments.schema",
+            "experiments.runner",
             "records",
-            "report",
-            "cost",
+            "experiments.table",
+            "experiments.cost",
             "parallel",
-            "tracking",
+            "experiments.tensorboard",
         ),
     ),
     (

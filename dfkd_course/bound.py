@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfkd_lite.data import load
+from dfkd_lite.experiments.trained import trained_student, trained_teacher
 from dfkd_lite.lipschitz import LayerBounds, network_bound
 from dfkd_lite.networks import NetworkSpec, WideResNet, normalise
 from dfkd_lite.presets import preset
-from dfkd_lite.trained import trained_student, trained_teacher
 
 from .checking import Question, Wrong, expect, require
 

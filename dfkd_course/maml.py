@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfkd_lite.data import load
+from dfkd_lite.experiments.trained import trained_teacher
 from dfkd_lite.generator import AttentionGenerator, GeneratorConfig
 from dfkd_lite.inversion import class_loss
 from dfkd_lite.meta import MetaConfig
 from dfkd_lite.meta import first_order_gradient as package_adapts
 from dfkd_lite.networks import NetworkSpec, normalise
 from dfkd_lite.presets import preset
-from dfkd_lite.trained import trained_teacher
 
 from .checking import Question, expect, require
 

@@ -14,7 +14,8 @@ PATHS = sorted(path for path in PACKAGE.rglob("*.py") if path.stem not in ("__in
 LOOP = [PACKAGE / "distill.py", *sorted(PACKAGE.glob("methods/[!_]*.py"))]
 #: What knows real images, or measures on them.
 DATA = {"data", "teach", "measure", "records"}
-DRAWING = {"viz", "report", "tracking"}
+DRAWING = {"viz", "experiments"}
+TOP = {"experiments", "cli"}
 
 
 def name_of(path: Path) -> str:
@@ -47,6 +48,11 @@ def test_the_package_imports_the_course_only_where_it_is_asked_for() -> None:
 def test_imports_run_in_no_circle() -> None:
     direct = {path: [o for o, away in reached_from(path).items() if away == 1] for path in PATHS}
     assert set(TopologicalSorter(direct).static_order()) == set(PATHS)
+
+
+def test_nothing_below_imports_experiments_or_the_command() -> None:
+    for path in PATHS:
+        assert room(path) in TOP or not {room(other) for other in reached_from(path)} & TOP, path
 
 
 def test_only_what_draws_imports_a_drawing_library() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from dfkd_lite import methods
 from dfkd_lite.distill import Distillation, DistillConfig, distill, frozen
 from dfkd_lite.errors import InputError
-from dfkd_lite.experiment import read_experiment
+from dfkd_lite.experiments.file import read_experiment
 from dfkd_lite.generator import GeneratorConfig
 from dfkd_lite.inversion import adversarial_loss, answer_entropy, mean_answer_entropy
 from dfkd_lite.meta import MetaConfig

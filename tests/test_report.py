@@ -13,9 +13,8 @@ import pytest
 
 from dfkd_lite.cli.main import main
 from dfkd_lite.errors import InputError
-from dfkd_lite.experiment import EXPERIMENTS, read_experiment
-from dfkd_lite.records import RECORDS, write_record
-from dfkd_lite.report import (
+from dfkd_lite.experiments.file import EXPERIMENTS, read_experiment
+from dfkd_lite.experiments.table import (
     HEADINGS,
     figure,
     markdown_table,
@@ -24,6 +23,7 @@ from dfkd_lite.report import (
     write_csv,
     write_html,
 )
+from dfkd_lite.records import RECORDS, write_record
 
 MARKED = "no <b>maps</b> & more"
 FILE = f"""\

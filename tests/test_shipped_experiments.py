@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from dfkd_lite.checkpoint import load_network
-from dfkd_lite.experiment import EXPERIMENTS, read_experiment
+from dfkd_lite.experiments.file import EXPERIMENTS, read_experiment
+from dfkd_lite.experiments.runner import Place, execute
 from dfkd_lite.records import RECORDS, check_record, environment, plain, read_records
-from dfkd_lite.runner import Place, execute
 from dfkd_lite.shipped import SHIPPED, paper_table
 
 NEWER = ("precision", "compile")  # settings that older records do not have yet

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .. import parallel
-from ..cost import Cost, measure_cost
 from ..errors import InputError
-from ..experiment import EXPERIMENTS, Run, read_experiment, select
+from ..experiments.cost import Cost, measure_cost
+from ..experiments.file import EXPERIMENTS, Run, read_experiment, select
+from ..experiments.runner import Place, execute, load_data, teach_run
+from ..experiments.table import rows, text_table, write_csv, write_html
+from ..experiments.tensorboard import TensorBoard
+from ..experiments.trained import find_teacher
 from ..records import RECORDS
-from ..report import rows, text_table, write_csv, write_html
-from ..runner import Place, execute, load_data, teach_run
-from ..tracking import TensorBoard
-from ..trained import find_teacher
 
 Add = Callable[..., argparse.ArgumentParser]
 

@@ -18,11 +18,11 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
-from .data import SIZES
-from .distill import DistillConfig
-from .errors import InputError, choose
-from .methods import METHODS
-from .teach import TeachConfig
+from ..data import SIZES
+from ..distill import DistillConfig
+from ..errors import InputError, choose
+from ..methods import METHODS
+from ..teach import TeachConfig
 
 Where = tuple[str | int, ...]  # the way to a piece of the file: ("cells", 0, "name")
 

@@ -13,10 +13,10 @@ from typing import Any
 import plotly.graph_objects as go
 import plotly.io
 
-from .checkpoint import write_bytes
-from .errors import InputError
-from .experiment import Run
-from .records import RECORDS, Summary, read_records, summarise
+from ..checkpoint import write_bytes
+from ..errors import InputError
+from ..records import RECORDS, Summary, read_records, summarise
+from .file import Run
 
 UNMEASURED = "not measured"
 HEADINGS = (

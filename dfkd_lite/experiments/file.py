@@ -19,9 +19,14 @@ from typing import Any
 
 import torch
 
-from .distill import DistillConfig
-from .errors import InputError, choose
-from .experiment_file import (
+from ..distill import DistillConfig
+from ..errors import InputError, choose
+from ..methods import METHODS
+from ..networks import build
+from ..presets import PRESETS, preset, replaced
+from ..shipped import SHIPPED, paper_table
+from ..teach import TeachConfig
+from .schema import (
     AXES,
     PARTS,
     Cell,
@@ -38,11 +43,6 @@ from .experiment_file import (
     settings_model,
     unknown,
 )
-from .methods import METHODS
-from .networks import build
-from .presets import PRESETS, preset, replaced
-from .shipped import SHIPPED, paper_table
-from .teach import TeachConfig
 
 #: The experiments that ship with the code.
 #:

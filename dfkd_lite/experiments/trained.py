@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .checkpoint import (
+from ..checkpoint import (
     load_network,
     load_weights,
     read_metadata,
@@ -25,17 +25,17 @@ from .checkpoint import (
     save_weights,
     write_json,
 )
-from .data import ImageData, data_root
-from .devices import resolve_device
-from .distill import distill
-from .errors import InputError
-from .generator import AttentionGenerator
-from .measure.evaluate import evaluate
-from .networks import NetworkSpec
-from .presets import Preset
-from .records import described, environment, plain
-from .shipped import SHIPPED
-from .teach import TeachConfig, teach
+from ..data import ImageData, data_root
+from ..devices import resolve_device
+from ..distill import distill
+from ..errors import InputError
+from ..generator import AttentionGenerator
+from ..measure.evaluate import evaluate
+from ..networks import NetworkSpec
+from ..presets import Preset
+from ..records import described, environment, plain
+from ..shipped import SHIPPED
+from ..teach import TeachConfig, teach
 
 SMALL = 2**20  # bytes of weights up to which rounding them would save nothing worth having
 

@@ -10,11 +10,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from .cam import explain
-from .distill import Distillation
-from .errors import InputError
-from .networks import find_layers
-from .viz.figures import cam_overlay, tile
+from ..cam import explain
+from ..distill import Distillation
+from ..errors import InputError
+from ..networks import find_layers
+from ..viz.figures import cam_overlay, tile
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .data import ImageData
-from .devices import resolve_device
-from .distill import Distillation
-from .experiment import Run
-from .networks import build
+from ..data import ImageData
+from ..devices import resolve_device
+from ..distill import Distillation
+from ..networks import build
+from ..teach import Teaching
+from .file import Run
 from .runner import Place, threads
-from .teach import Teaching
 
 #: Seconds after which no more than two episodes are timed; else it is five.
 ENOUGH = 5.0

@@ -16,20 +16,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import parallel
-from .checkpoint import save_network, save_weights
-from .data import ImageData, load
-from .devices import resolve_device
-from .distill import Distillation
-from .errors import DivergedError, InputError
-from .experiment import Run
-from .measure.evaluate import accuracy, evaluate, predict
-from .measure.fidelity import IMAGES, image_report
-from .measure.signs import data_free_signs
-from .networks import NetworkSpec, build, count_parameters
-from .records import RECORDS, described, environment, peak_memory, plain, record_path, write_record
+from .. import parallel
+from ..checkpoint import save_network, save_weights
+from ..data import ImageData, load
+from ..devices import resolve_device
+from ..distill import Distillation
+from ..errors import DivergedError, InputError
+from ..measure.evaluate import accuracy, evaluate, predict
+from ..measure.fidelity import IMAGES, image_report
+from ..measure.signs import data_free_signs
+from ..networks import NetworkSpec, build, count_parameters
+from ..records import RECORDS, described, environment, peak_memory, plain, record_path, write_record
+from ..viz.figures import png, tile
+from .file import Run
 from .trained import taught
-from .viz.figures import png, tile
 
 Watch = Callable[[Distillation, dict[str, float]], None]
 
