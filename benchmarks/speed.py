@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfkd_lite.checkpoint import write_json
 from dfkd_lite.devices import mixed
 from dfkd_lite.distill import Distillation, DistillConfig, frozen
 from dfkd_lite.methods import FsscConfig
 from dfkd_lite.networks import NetworkSpec, build
 from dfkd_lite.records import environment, peak_memory, plain
+from dfkd_lite.storage.checkpoint import write_json
 
 
 def main() -> None:

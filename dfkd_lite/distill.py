@@ -16,12 +16,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from . import parallel
-from .checkpoint import check_finite, fingerprint, open_run, save_checkpoint
 from .devices import PRECISIONS, mixed, placed, resolve_device, seeded
 from .errors import DivergedError, InputError, check_range, choose
 from .image_pool import ImagePool
 from .methods import FsscConfig, Problem, create
 from .networks import Layers, NetworkSpec, build, evaluating, find_layers
+from .storage.checkpoint import check_finite, fingerprint, open_run, save_checkpoint
 
 Measure = Callable[[nn.Module], dict[str, float]]
 

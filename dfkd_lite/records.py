@@ -24,10 +24,10 @@ from scipy import stats
 from torch import Tensor
 
 from . import parallel
-from .checkpoint import write_json
 from .data import ImageData, Split
 from .errors import InputError, choose
-from .shipped import SHIPPED
+from .storage.checkpoint import write_json
+from .storage.shipped import SHIPPED
 
 #: The records that ship with the code.
 #:

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .checkpoint import open_run, save_checkpoint
 from .data import ImageData
 from .devices import PRECISIONS, full, mixed, placed, resolve_device, seeded
 from .errors import DivergedError, check_range, choose
 from .image_pool import augment
 from .networks import NetworkSpec, build, normalise
+from .storage.checkpoint import open_run, save_checkpoint
 
 
 @dataclass(frozen=True)

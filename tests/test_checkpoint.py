@@ -16,10 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dfkd_lite import checkpoint
 from dfkd_lite.errors import InputError
 from dfkd_lite.networks import NetworkSpec
 from dfkd_lite.networks.zoo import build
+from dfkd_lite.storage import checkpoint
 
 SPEC = NetworkSpec("wrn-10-1", 4, 1, 16, (0.25,), (0.5,), ("a", "b", "c", "d"))
 

@@ -11,13 +11,13 @@ import torchvision
 from torch import nn
 
 from dfkd_lite import kd, methods
-from dfkd_lite.checkpoint import load_checkpoint
 from dfkd_lite.distill import Distillation, DistillConfig, distill, frozen, learning_rate
 from dfkd_lite.errors import InputError
 from dfkd_lite.generator import GeneratorConfig
 from dfkd_lite.inversion import BatchNormLoss
 from dfkd_lite.methods import FsscConfig, GivenConfig, NoiseConfig
 from dfkd_lite.networks import NetworkSpec, build, capture
+from dfkd_lite.storage.checkpoint import load_checkpoint
 
 SPEC = NetworkSpec("wrn-10-1", classes=4, channels=1, size=16, mean=(0.4,), std=(0.3,))
 CONFIG = DistillConfig(

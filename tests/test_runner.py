@@ -25,7 +25,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
-from dfkd_lite import checkpoint
 from dfkd_lite.cli import experiments as cli_experiments
 from dfkd_lite.cli import main as cli
 from dfkd_lite.errors import InputError
@@ -34,6 +33,7 @@ from dfkd_lite.experiments.cost import Cost
 from dfkd_lite.experiments.file import read_experiment
 from dfkd_lite.experiments.runner import Place, best_on_test, execute, phases
 from dfkd_lite.records import Record, plain
+from dfkd_lite.storage import checkpoint
 from dfkd_lite.viz.figures import tile
 
 ROOT = Path(checkpoint.__file__).parents[1]

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dfkd_lite.checkpoint import load_checkpoint, load_network, read_metadata
 from dfkd_lite.data import FolderSplit, ImageData, Split, load
 from dfkd_lite.errors import InputError
 from dfkd_lite.experiments import trained
@@ -23,6 +22,7 @@ from dfkd_lite.experiments.trained import find_teacher, keep_teacher, taught
 from dfkd_lite.measure.evaluate import evaluate
 from dfkd_lite.networks import build
 from dfkd_lite.records import plain
+from dfkd_lite.storage.checkpoint import load_checkpoint, load_network, read_metadata
 from dfkd_lite.teach import TeachConfig, Teaching, teach
 
 CONFIG = TeachConfig(epochs=3, batch_size=32, shift=1, flip=False, seed=7)

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import nn
 
-from ..checkpoint import load_network, save_network, write_json
 from ..data import ImageData, load, names
 from ..devices import resolve_device
 from ..distill import Distillation, Measure
@@ -24,6 +23,7 @@ from ..measure.signs import data_free_signs
 from ..methods import METHODS
 from ..networks import NETWORKS, NetworkSpec
 from ..presets import PRESETS, override, preset
+from ..storage.checkpoint import load_network, save_network, write_json
 from ..teach import teach
 from . import course as cli_course
 from . import experiments as cli_experiments

@@ -24,7 +24,7 @@ from ..errors import InputError, choose
 from ..methods import METHODS
 from ..networks import build
 from ..presets import PRESETS, preset, replaced
-from ..shipped import SHIPPED, paper_table
+from ..storage.shipped import SHIPPED, paper_table
 from ..teach import TeachConfig
 from .schema import (
     AXES,

@@ -13,9 +13,9 @@ from typing import Any
 import plotly.graph_objects as go
 import plotly.io
 
-from ..checkpoint import write_bytes
 from ..errors import InputError
 from ..records import RECORDS, Summary, read_records, summarise
+from ..storage.checkpoint import write_bytes
 from .file import Run
 
 UNMEASURED = "not measured"

@@ -17,14 +17,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checkpoint import (
-    load_network,
-    load_weights,
-    read_metadata,
-    save_network,
-    save_weights,
-    write_json,
-)
 from ..data import ImageData, data_root
 from ..devices import resolve_device
 from ..distill import distill
@@ -34,7 +26,15 @@ from ..measure.evaluate import evaluate
 from ..networks import NetworkSpec
 from ..presets import Preset
 from ..records import described, environment, plain
-from ..shipped import SHIPPED
+from ..storage.checkpoint import (
+    load_network,
+    load_weights,
+    read_metadata,
+    save_network,
+    save_weights,
+    write_json,
+)
+from ..storage.shipped import SHIPPED
 from ..teach import TeachConfig, teach
 
 SMALL = 2**20  # bytes of weights up to which rounding them would save nothing worth having

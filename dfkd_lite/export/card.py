@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from ..checkpoint import write_bytes
 from ..errors import InputError
 from ..networks import NetworkSpec, count_parameters
 from ..records import plain
+from ..storage.checkpoint import write_bytes
 
 
 def model_card(

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import check_finite, write_bytes
 from ..errors import InputError
 from ..networks import NetworkSpec, evaluating, normalise
+from ..storage.checkpoint import check_finite, write_bytes
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 

@@ -28,9 +28,9 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from .errors import DivergedError, InputError, check_range
-from .networks import NetworkSpec
-from .networks.zoo import build
+from ..errors import DivergedError, InputError, check_range
+from ..networks import NetworkSpec
+from ..networks.zoo import build
 
 CHECKPOINT_FORMAT = "dfkd_lite checkpoint 1"
 _STEP = re.compile(r"step-(\d{6,})")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from .errors import choose
+from ..errors import choose
 
-_CHECKOUT = Path(__file__).parents[1] / "data"
+_PACKAGE = Path(__file__).parents[1]
+_CHECKOUT = _PACKAGE.parent / "data"
 
 #: ``data/`` of a checkout, or its copy inside an installed package.
 #:
 #: :meta hide-value:
-SHIPPED = _CHECKOUT if _CHECKOUT.is_dir() else Path(__file__).parent / "_data"
+SHIPPED = _CHECKOUT if _CHECKOUT.is_dir() else _PACKAGE / "_data"
 
 
 def paper_table(name: str) -> list[dict[str, str]]:
