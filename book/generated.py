@@ -30,7 +30,7 @@ REFERENCE = (
             "experiments.file",
             "experiments.schema",
             "experiments.runner",
-            "records",
+            "records.records",
             "experiments.table",
             "experiments.cost",
             "parallel",

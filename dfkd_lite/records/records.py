@@ -23,11 +23,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy import stats
 from torch import Tensor
 
-from . import parallel
-from .data import ImageData, Split
-from .errors import InputError, choose
-from .storage.checkpoint import write_json
-from .storage.shipped import SHIPPED
+from .. import parallel
+from ..data import ImageData, Split
+from ..errors import InputError, choose
+from ..storage.checkpoint import write_json
+from ..storage.shipped import SHIPPED
 
 #: The records that ship with the code.
 #:
@@ -320,7 +320,7 @@ def _version(package: str) -> str | None:
 
 def _code_version() -> dict[str, Any]:
     """The commit this code is of, and whether files differ from it (None outside a checkout)."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str | None:
         try:

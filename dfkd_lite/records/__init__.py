@@ -1,0 +1,41 @@
+"""Measured results: one JSON file a run, with what is needed to believe or repeat it."""
+
+from .records import (
+    RECORDS,
+    Gaps,
+    Record,
+    Summary,
+    bootstrap_interval,
+    check_record,
+    described,
+    environment,
+    paired,
+    peak_memory,
+    plain,
+    read_records,
+    read_variants,
+    record_path,
+    summarise,
+    t_interval,
+    write_record,
+)
+
+__all__ = [
+    "RECORDS",
+    "Gaps",
+    "Record",
+    "Summary",
+    "bootstrap_interval",
+    "check_record",
+    "described",
+    "environment",
+    "paired",
+    "peak_memory",
+    "plain",
+    "read_records",
+    "read_variants",
+    "record_path",
+    "summarise",
+    "t_interval",
+    "write_record",
+]
