@@ -8,9 +8,9 @@ import torch
 
 from dfkd_lite.experiments.file import EXPERIMENTS, read_experiment
 from dfkd_lite.experiments.runner import Place, execute
-from dfkd_lite.records import RECORDS, check_record, environment, plain, read_records
+from dfkd_lite.records import RECORDS, check_record, environment, paper_table, plain, read_records
 from dfkd_lite.storage.checkpoint import load_network
-from dfkd_lite.storage.shipped import SHIPPED, paper_table
+from dfkd_lite.storage.shipped import SHIPPED
 
 NEWER = ("precision", "compile")  # settings that older records do not have yet
 MEASURED = [

@@ -24,7 +24,8 @@ from ..errors import InputError, choose
 from ..methods import METHODS
 from ..networks import build
 from ..presets import PRESETS, preset, replaced
-from ..storage.shipped import SHIPPED, paper_table
+from ..records import paper_table
+from ..storage.shipped import SHIPPED
 from ..teach import TeachConfig
 from .schema import (
     AXES,

@@ -1,24 +1,18 @@
 """Measured results: one JSON file a run, with what is needed to believe or repeat it."""
 
+from .paper import paper_table
+from .provenance import described, environment, peak_memory
 from .records import (
     RECORDS,
-    Gaps,
     Record,
-    Summary,
-    bootstrap_interval,
     check_record,
-    described,
-    environment,
-    paired,
-    peak_memory,
     plain,
     read_records,
     read_variants,
     record_path,
-    summarise,
-    t_interval,
     write_record,
 )
+from .statistics import Gaps, Summary, bootstrap_interval, paired, summarise, t_interval
 
 __all__ = [
     "RECORDS",
@@ -30,6 +24,7 @@ __all__ = [
     "described",
     "environment",
     "paired",
+    "paper_table",
     "peak_memory",
     "plain",
     "read_records",

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
-import os
-import platform
-import resource
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from scipy import stats
 from torch import Tensor
 
-from .. import parallel
-from ..data import ImageData, Split
 from ..errors import InputError, choose
 from ..storage.checkpoint import write_json
 from ..storage.shipped import SHIPPED
@@ -33,8 +20,6 @@ from ..storage.shipped import SHIPPED
 #:
 #: :meta hide-value:
 RECORDS = SHIPPED / "records"
-
-_PACKAGES = ("dfkd_lite", "torch", "torchvision", "numpy", "scikit-learn")
 
 
 class Record(BaseModel):
@@ -70,35 +55,6 @@ class Record(BaseModel):
     images_png: str = ""  # the last images made, base64
 
 
-@dataclass(frozen=True)
-class Summary:
-    """A metric over runs: mean, standard deviation (n - 1), extremes, number of runs."""
-
-    mean: float
-    std: float
-    low: float
-    high: float
-    n: int
-
-    def __str__(self) -> str:
-        return f"{self.mean:.2%} ± {self.std:.2%} (n = {self.n}, worst {self.low:.2%})"
-
-
-def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Where and with what a run happened: code, packages, machine, threads."""
-    device = torch.device(device)
-    return {
-        "code": _code_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "machine": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "processes": parallel.count(),
-    }
-
-
 def plain(settings: Any) -> Any:
     """Settings (nested dataclasses) or results as what JSON can hold: tensors only by their shape,
     None for a number that is not finite."""
@@ -114,46 +70,6 @@ def plain(settings: Any) -> Any:
     if isinstance(settings, float) and not math.isfinite(settings):
         return None
     return settings
-
-
-def described(data: ImageData) -> dict[str, Any]:
-    """Which data: name, size, numbers of images, and a checksum of the pixels and labels.
-
-    Of images that are read from disk as they are needed, the checksum is of their files' names and
-    sizes.
-    """
-    digest = hashlib.sha256()
-    for split in (data.train, data.val, data.test):
-        if isinstance(split, Split):
-            digest.update(_bytes(split.images))
-        elif split is not None:
-            told = (f"{path.name} {path.stat().st_size}" for path in split.paths)
-            digest.update("\n".join(told).encode())
-        if split is not None:
-            digest.update(_bytes(split.labels))
-    return {
-        "name": data.name,
-        "size": data.size,
-        "classes": data.classes,
-        "train_images": len(data.train),
-        "test_images": len(data.test),
-        "sha256": digest.hexdigest(),
-    }
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    array: Any = tensor.contiguous().numpy()
-    return memoryview(array).cast("B")
-
-
-def peak_memory() -> int:
-    """Largest resident memory of this process so far, in bytes."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # on Linux getrusage also counts what the parent held when it forked
-        lines = status.read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024
 
 
 def write_record(record: Mapping[str, Any], folder: str | Path = RECORDS) -> Path:
@@ -232,113 +148,3 @@ def read_variants(
         name: sorted(found[choose("variant", name, found)], key=lambda record: record["seed"])
         for name in names
     }
-
-
-@dataclass(frozen=True)
-class Gaps:
-    """Differences of two variants, seed by seed, in percentage points."""
-
-    values: tuple[float, ...]
-
-    def __str__(self) -> str:
-        gaps = torch.tensor(self.values, dtype=torch.float64)
-        spread = f" ± {gaps.std():.1f}" if len(gaps) > 1 else ""
-        return (
-            f"{gaps.mean():+.1f}{spread} points (n = {len(gaps)}, ahead in {int((gaps > 0).sum())})"
-        )
-
-    @property
-    def clear(self) -> bool:
-        """Whether a difference may be claimed: both 95 % intervals of the mean leave out zero."""
-        if len(self.values) < 2:
-            return False
-        intervals = bootstrap_interval(self.values), t_interval(self.values)
-        return all(low > 0 or high < 0 for low, high in intervals)
-
-
-def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean (Efron 1979), of at least two values.
-
-    With a handful of seeds it is too narrow, since it knows no spread beyond the values seen:
-    chapter 12 measures by how much. See it beside :func:`t_interval`.
-    """
-    found = stats.bootstrap(
-        (values,),
-        np.mean,
-        confidence_level=level,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return float(found.low), float(found.high)
-
-
-def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Student's interval of the mean, of at least two values: right for normal values."""
-    low, high = stats.t.interval(
-        level, len(values) - 1, float(np.mean(values)), float(stats.sem(values)) or 1e-300
-    )
-    return float(low), float(high)
-
-
-def paired(
-    name: str, base: str = "lite", experiment: str = "variants", folder: str | Path = RECORDS
-) -> Gaps:
-    """Last test accuracy of the students of one variant minus that of another, seed by seed.
-
-    Runs that diverged have no last accuracy and are left out.
-
-    Raises:
-        InputError: no records of a name (the nearest is offered), or no seed in common.
-    """
-    found = read_variants([name, base], experiment, folder)
-    ours, theirs = (
-        {r["seed"]: r["last"]["student"]["accuracy"] for r in found[key] if not r["diverged"]}
-        for key in (name, base)
-    )
-    seeds = sorted(ours.keys() & theirs.keys())
-    if not seeds:
-        raise InputError(f"No seed was run to its end both with '{name}' and with '{base}'.")
-    return Gaps(tuple(100 * (ours[seed] - theirs[seed]) for seed in seeds))
-
-
-def summarise(records: Sequence[Mapping[str, Any]], metric: str, network: str) -> Summary:
-    """``metric`` of ``network`` ("teacher", "student", ...) at the last step, over records."""
-    numbers = [record["last"][network][metric] for record in records]
-    values = torch.tensor(numbers, dtype=torch.float64)
-    spread = values.std().item() if len(values) > 1 else 0.0
-    return Summary(
-        values.mean().item(), spread, values.min().item(), values.max().item(), len(values)
-    )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _code_version() -> dict[str, Any]:
-    """The commit this code is of, and whether files differ from it (None outside a checkout)."""
-    root = Path(__file__).parents[2]
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
-            )
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return done.stdout.strip()
-
-    changed = git("status", "--porcelain", "--", "dfkd_lite", "benchmarks")
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

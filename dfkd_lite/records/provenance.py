@@ -1,0 +1,110 @@
+"""Where numbers come from: the machine, the code and packages, and which data."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import parallel
+from ..data import ImageData, Split
+
+_PACKAGES = ("dfkd_lite", "torch", "torchvision", "numpy", "scikit-learn")
+
+
+def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Where and with what a run happened: code, packages, machine, threads."""
+    device = torch.device(device)
+    return {
+        "code": _code_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "machine": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "processes": parallel.count(),
+    }
+
+
+def described(data: ImageData) -> dict[str, Any]:
+    """Which data: name, size, numbers of images, and a checksum of the pixels and labels.
+
+    Of images that are read from disk as they are needed, the checksum is of their files' names and
+    sizes.
+    """
+    digest = hashlib.sha256()
+    for split in (data.train, data.val, data.test):
+        if isinstance(split, Split):
+            digest.update(_bytes(split.images))
+        elif split is not None:
+            told = (f"{path.name} {path.stat().st_size}" for path in split.paths)
+            digest.update("\n".join(told).encode())
+        if split is not None:
+            digest.update(_bytes(split.labels))
+    return {
+        "name": data.name,
+        "size": data.size,
+        "classes": data.classes,
+        "train_images": len(data.train),
+        "test_images": len(data.test),
+        "sha256": digest.hexdigest(),
+    }
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    array: Any = tensor.contiguous().numpy()
+    return memoryview(array).cast("B")
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # on Linux getrusage also counts what the parent held when it forked
+        lines = status.read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    import resource  # Windows has none
+
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _code_version() -> dict[str, Any]:
+    """The commit this code is of, and whether files differ from it (None outside a checkout)."""
+    root = Path(__file__).parents[2]
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "dfkd_lite", "benchmarks")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

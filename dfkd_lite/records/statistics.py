@@ -1,0 +1,106 @@
+"""What may be said of several runs: mean and spread, intervals, differences seed by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+
+from ..errors import InputError
+from .records import RECORDS, read_variants
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A metric over runs: mean, standard deviation (n - 1), extremes, number of runs."""
+
+    mean: float
+    std: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2%} ± {self.std:.2%} (n = {self.n}, worst {self.low:.2%})"
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """Differences of two variants, seed by seed, in percentage points."""
+
+    values: tuple[float, ...]
+
+    def __str__(self) -> str:
+        gaps = torch.tensor(self.values, dtype=torch.float64)
+        spread = f" ± {gaps.std():.1f}" if len(gaps) > 1 else ""
+        return (
+            f"{gaps.mean():+.1f}{spread} points (n = {len(gaps)}, ahead in {int((gaps > 0).sum())})"
+        )
+
+    @property
+    def clear(self) -> bool:
+        """Whether a difference may be claimed: both 95 % intervals of the mean leave out zero."""
+        if len(self.values) < 2:
+            return False
+        intervals = bootstrap_interval(self.values), t_interval(self.values)
+        return all(low > 0 or high < 0 for low, high in intervals)
+
+
+def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean (Efron 1979), of at least two values.
+
+    With a handful of seeds it is too narrow, since it knows no spread beyond the values seen:
+    chapter 12 measures by how much. See it beside :func:`t_interval`.
+    """
+    found = stats.bootstrap(
+        (values,),
+        np.mean,
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Student's interval of the mean, of at least two values: right for normal values."""
+    low, high = stats.t.interval(
+        level, len(values) - 1, float(np.mean(values)), float(stats.sem(values)) or 1e-300
+    )
+    return float(low), float(high)
+
+
+def paired(
+    name: str, base: str = "lite", experiment: str = "variants", folder: str | Path = RECORDS
+) -> Gaps:
+    """Last test accuracy of the students of one variant minus that of another, seed by seed.
+
+    Runs that diverged have no last accuracy and are left out.
+
+    Raises:
+        InputError: no records of a name (the nearest is offered), or no seed in common.
+    """
+    found = read_variants([name, base], experiment, folder)
+    ours, theirs = (
+        {r["seed"]: r["last"]["student"]["accuracy"] for r in found[key] if not r["diverged"]}
+        for key in (name, base)
+    )
+    seeds = sorted(ours.keys() & theirs.keys())
+    if not seeds:
+        raise InputError(f"No seed was run to its end both with '{name}' and with '{base}'.")
+    return Gaps(tuple(100 * (ours[seed] - theirs[seed]) for seed in seeds))
+
+
+def summarise(records: Sequence[Mapping[str, Any]], metric: str, network: str) -> Summary:
+    """``metric`` of ``network`` ("teacher", "student", ...) at the last step, over records."""
+    numbers = [record["last"][network][metric] for record in records]
+    values = torch.tensor(numbers, dtype=torch.float64)
+    spread = values.std().item() if len(values) > 1 else 0.0
+    return Summary(
+        values.mean().item(), spread, values.min().item(), values.max().item(), len(values)
+    )
