@@ -19,13 +19,13 @@ import torch
 from torch import nn
 
 from dfkd_lite.data import ImageData, Split, load
+from dfkd_lite.data.shortcut import lying_marks, plant_shortcut
 from dfkd_lite.distill import DistillConfig, distill
 from dfkd_lite.experiments.trained import trained_teacher
 from dfkd_lite.measure.evaluate import accuracy, predict
 from dfkd_lite.methods import GivenConfig
 from dfkd_lite.presets import preset
 from dfkd_lite.records import RECORDS, environment, plain, write_record
-from dfkd_lite.shortcut import lying_marks, plant_shortcut
 
 IMAGES = 200
 BETAS = (0.0, 0.01, 0.1, 0.3, 1.0)

@@ -47,7 +47,7 @@ REFERENCE = (
             "measure.evaluate",
             "measure.signs",
             "measure.fidelity",
-            "shortcut",
+            "data.shortcut",
             "measure.privacy",
             "storage.shipped",
             "dfkd_course",

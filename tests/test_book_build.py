@@ -421,7 +421,7 @@ def test_every_module_has_a_place_in_the_reference():
     by_name = {".".join(parts) for parts in files if not parts[0].startswith("cli")}
     whole = {name for name in by_name if name.split(".")[0] in ("networks", "methods")}
     placed = [m for _, _, modules in generated.REFERENCE for m in modules]
-    assert sorted(placed) == sorted((by_name - whole) | {"networks", "methods", "dfkd_course"})
+    assert sorted(placed) == sorted((by_name - whole) | {"networks", "methods", "data", "dfkd_course"})
 
 
 # --- setting up ---------------------------------------------------------------------------------

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from dfkd_lite.data.shortcut import lying_marks, plant_shortcut
 from dfkd_lite.errors import InputError
-from dfkd_lite.shortcut import lying_marks, plant_shortcut
 
 
 def test_square_stands_at_the_place_of_its_mark():

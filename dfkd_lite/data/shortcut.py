@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .errors import InputError, check_range
+from ..errors import InputError, check_range
 
 
 def plant_shortcut(images: Tensor, marks: Tensor, side: int = 3) -> Tensor:

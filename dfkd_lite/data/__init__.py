@@ -34,8 +34,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from .errors import InputError, check_range, choose
-from .networks import NetworkSpec
+from ..errors import InputError, check_range, choose
+from ..networks import NetworkSpec
 
 SIZES = (8, 224)  # smallest and largest side in pixels: the digits' own, and the paper's largest
 MEDMNIST_SIZES = (28, 64, 128, 224)  # the sizes in which MedMNIST+ is published
