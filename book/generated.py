@@ -47,7 +47,6 @@ REFERENCE = (
             "measure.evaluate",
             "measure.signs",
             "measure.fidelity",
-            "data.shortcut",
             "measure.privacy",
             "storage.shipped",
             "dfkd_course",
@@ -152,7 +151,7 @@ def reference_page(title: str, modules: tuple[str, ...]) -> str:
     for module in modules:
         name = module if module.startswith("dfkd_") else f"dfkd_lite.{module}"
         lines += [f"## {name}", "", "```{eval-rst}", f".. automodule:: {name}", "   :members:"]
-        lines += ["   :imported-members:"] if module in ("networks", "methods") else []
+        lines += ["   :imported-members:"] if module in ("networks", "methods", "data") else []
         lines += ["```", ""]
     return "\n".join(lines)
 

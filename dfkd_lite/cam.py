@@ -1,4 +1,7 @@
-"""Class activation maps: where a network looks (Eqs. 10 to 14). Differentiable throughout."""
+"""Class activation maps: where a network looks (Eqs. 10 to 14). Differentiable throughout.
+
+Built in chapter 6.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The one loop of every method: synthesise -> pool -> transfer -> evaluate. It knows no method."""
+"""The one loop of every method: synthesise -> pool -> transfer -> evaluate. It knows no method.
+
+Built in chapter 8.
+"""
 
 from __future__ import annotations
 

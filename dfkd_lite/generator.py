@@ -1,4 +1,7 @@
-"""The generator of the method: a DCGAN whose blocks attend to space (Eqs. 3 to 6)."""
+"""The generator of the method: a DCGAN whose blocks attend to space (Eqs. 3 to 6).
+
+Built in chapter 4.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The synthetic images kept for the student: on the device, 8 bit, bounded."""
+"""The synthetic images kept for the student: on the device, 8 bit, bounded.
+
+Built in chapter 8.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What a teacher knows of its data: losses that pull images towards it (Eq. 16's L_BN, L_cls)."""
+"""What a teacher knows of its data: losses that pull images towards it (Eq. 16's L_BN, L_cls).
+
+Built in chapter 3.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 Every function takes two logit tensors of shape (B, K). The losses that are averages say over what:
 over the batch only (each image counts once) or over batch and classes.
+
+Built in chapter 2.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 All norms are Euclidean, over all pixels of an image or all logits. Three kinds of number must not
 be confused: a layer's *exact* norm, a network's *upper* bound (the product of its layers' norms),
 and a *sampled lower* bound (the steepest place among the images that were looked at).
+
+Built in chapter 9.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 A *task* is a function ``task(call, z) -> loss``: ``call(z)`` applies the adapting module, ``z`` is
 the latent that adapts with it. In the method one task is one batch of latents and labels.
+
+Built in chapter 5.
 """
 
 from __future__ import annotations

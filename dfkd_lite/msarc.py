@@ -1,4 +1,7 @@
-"""Multi-scale spatial activation region consistency: Eqs. 9 and 15 on the maps of ``cam.py``."""
+"""Multi-scale spatial activation region consistency: Eqs. 9 and 15 on the maps of ``cam.py``.
+
+Built in chapter 7.
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,8 @@ Started by ``accelerate launch -m dfkd_lite run ...`` (gloo on the CPU, NCCL on 
 draws the same random numbers, works on its own part of each batch, and averages gradients,
 batch-norm statistics and losses with the others, so that a run is that of one process with the
 same total batch up to rounding. With a single process nothing here does anything.
+
+Built in chapter 13.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Training a teacher on real data: the one place where the data is seen."""
+"""Training a teacher on real data: the one place where the data is seen.
+
+Built in chapter 1.
+"""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import os
 import sys
 import tarfile
 import threading
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from dfkd_lite import data
+from dfkd_lite.data import download, folders, medmnist, npz
+from dfkd_lite.data.cifar import CIFAR_FILES
 from dfkd_lite.errors import InputError
 from dfkd_lite.networks import NetworkSpec
 
@@ -36,13 +39,13 @@ def pixels(*shape: int, seed: int = 0) -> np.ndarray:
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     """Nothing may leave the machine; the download tests talk to 127.0.0.1 only."""
-    real = data.urllib.request.urlopen
+    real = urllib.request.urlopen
 
     def local_only(request, **kwargs):
         assert request.host.startswith("127.0.0.1"), f"asked {request.full_url}"
         return real(request, **kwargs)
 
-    monkeypatch.setattr(data.urllib.request, "urlopen", local_only)
+    monkeypatch.setattr(urllib.request, "urlopen", local_only)
 
 
 # --- splits ----------------------------------------------------------------------------------
@@ -275,8 +278,8 @@ def test_constant_channel_does_not_divide_by_zero(tmp_path):
 def test_npz_too_large_for_memory_is_mapped_from_disk(tmp_path, monkeypatch):
     path = save(tmp_path / "a.npz", arrays(channels=3))
     whole = data.load(path)
-    monkeypatch.setattr(data, "MEMORY_LIMIT", 0)
-    monkeypatch.setattr(data, "_resize", None)
+    monkeypatch.setattr(npz, "MEMORY_LIMIT", 0)
+    monkeypatch.setattr(npz, "resize", None)
     mapped = data.load(path, root=tmp_path / "root")
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "root").rglob("*") if p.is_file()}
     assert len(files) == 6 and all(p.suffix == ".npy" for p in files)
@@ -371,7 +374,7 @@ def test_medmnist_table_is_read_without_touching_the_home_folder(tmp_path, monke
 
 def test_medmnist_not_installed(monkeypatch):
     data.medmnist_info.cache_clear()
-    monkeypatch.setattr(data, "_medmnist_file", lambda: None)
+    monkeypatch.setattr(medmnist, "_medmnist_file", lambda: None)
     assert "pathmnist" not in data.names()
     with pytest.raises(InputError, match="pip install medmnist"):
         data.load("pathmnist")
@@ -441,8 +444,8 @@ def test_real_pneumoniamnist():
 
 def cifar(monkeypatch, name: str, records: int = 7, test_records: int = 5):
     """Shrink the archive's expected counts; give its layout back."""
-    files = dataclasses.replace(data.CIFAR_FILES[name], records=records, test_records=test_records)
-    monkeypatch.setitem(data.CIFAR_FILES, name, files)
+    files = dataclasses.replace(CIFAR_FILES[name], records=records, test_records=test_records)
+    monkeypatch.setitem(CIFAR_FILES, name, files)
     return files
 
 
@@ -461,7 +464,7 @@ def tar_of(folder: Path, path: Path) -> str:
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_binary_cifar_from_its_archive(tmp_path, monkeypatch, name):
-    files, archive = cifar(monkeypatch, name), data.ARCHIVES[name]
+    files, archive = cifar(monkeypatch, name), download.ARCHIVES[name]
     folder, coarse = tmp_path / "made" / archive.folder, files.label_bytes == 2
     folder.mkdir(parents=True)
     images, labels = [], []
@@ -477,7 +480,7 @@ def test_binary_cifar_from_its_archive(tmp_path, monkeypatch, name):
     root = tmp_path / "root"
     root.mkdir()
     md5 = tar_of(folder, root / archive.file)
-    monkeypatch.setitem(data.ARCHIVES, name, dataclasses.replace(archive, md5=md5))
+    monkeypatch.setitem(download.ARCHIVES, name, dataclasses.replace(archive, md5=md5))
 
     loaded = data.load(name, root=root)  # the archive was put there by hand
     assert np.array_equal(loaded.train.images.numpy(), np.concatenate(images))
@@ -509,8 +512,8 @@ def test_archive_put_there_by_hand_is_checked(tmp_path):
 def test_checksums_are_those_of_torchvision():
     from torchvision.datasets import Imagenette
 
-    assert data.ARCHIVES["imagenette"].md5 == Imagenette._ARCHIVES["320px"][1]
-    assert data.ARCHIVES["imagenette"].url == Imagenette._ARCHIVES["320px"][0]
+    assert download.ARCHIVES["imagenette"].md5 == Imagenette._ARCHIVES["320px"][1]
+    assert download.ARCHIVES["imagenette"].url == Imagenette._ARCHIVES["320px"][0]
 
 
 # --- folders ---------------------------------------------------------------------------------
@@ -607,7 +610,7 @@ def test_large_folder_is_read_lazily_with_the_same_result(tmp_path, monkeypatch)
     draw_classes(tmp_path / "train", {"a": 6, "b": 5})
     draw_classes(tmp_path / "test", {"a": 2, "b": 2})
     whole = data.load(tmp_path)
-    monkeypatch.setattr(data, "MEMORY_LIMIT", 0)
+    monkeypatch.setattr(folders, "MEMORY_LIMIT", 0)
     lazy = data.load(tmp_path)
     assert isinstance(lazy.train, data.FolderSplit) and isinstance(whole.train, data.Split)
     assert (lazy.mean, lazy.std, lazy.size) == (whole.mean, whole.std, whole.size)
@@ -628,8 +631,8 @@ def test_lazy_statistics_come_from_evenly_spaced_images(tmp_path, monkeypatch):
     draw_classes(tmp_path / "train", {"a": 5, "b": 5})
     draw_classes(tmp_path / "test", {"a": 1, "b": 1})
     whole = data.load(tmp_path)
-    monkeypatch.setattr(data, "MEMORY_LIMIT", 0)
-    monkeypatch.setattr(data, "STATISTICS_IMAGES", 5)
+    monkeypatch.setattr(folders, "MEMORY_LIMIT", 0)
+    monkeypatch.setattr(folders, "STATISTICS_IMAGES", 5)
     values = whole.train.images[::2].numpy() / 255
     assert data.load(tmp_path).mean == pytest.approx(values.mean((0, 2, 3)), abs=1e-9)
 
@@ -642,8 +645,8 @@ def test_unreadable_pictures_are_named(tmp_path, monkeypatch):
         victim.write_bytes(content)
         with pytest.raises(InputError, match=r"b/003\.png cannot be read"):
             data.load(tmp_path)
-    monkeypatch.setattr(data, "MEMORY_LIMIT", 0)
-    monkeypatch.setattr(data, "STATISTICS_IMAGES", 1)
+    monkeypatch.setattr(folders, "MEMORY_LIMIT", 0)
+    monkeypatch.setattr(folders, "STATISTICS_IMAGES", 1)
     lazy = data.load(tmp_path)
     with pytest.raises(InputError, match=r"b/003\.png cannot be read"):
         list(lazy.train.batches(2)) + list(lazy.test.batches(2))
@@ -695,8 +698,8 @@ def test_tiny_imagenet_from_its_zip(tmp_path, monkeypatch):
         for file in sorted(folder.rglob("*")):
             archive.write(file, file.relative_to(folder.parent))
     md5 = hashlib.md5((root / "tiny-imagenet-200.zip").read_bytes()).hexdigest()
-    official = data.ARCHIVES["tiny-imagenet"]
-    monkeypatch.setitem(data.ARCHIVES, "tiny-imagenet", dataclasses.replace(official, md5=md5))
+    official = download.ARCHIVES["tiny-imagenet"]
+    monkeypatch.setitem(download.ARCHIVES, "tiny-imagenet", dataclasses.replace(official, md5=md5))
 
     loaded = data.load("tiny-imagenet", root=root)
     assert loaded.class_names == ("goldfish", "newt", "toad") and loaded.size == 64
@@ -851,7 +854,7 @@ def test_load_with_download(server, tmp_path, monkeypatch):
         "url": server.url,
         "MD5": hashlib.md5(server.content).hexdigest(),
     }
-    monkeypatch.setattr(data, "medmnist_info", lambda: table)
+    monkeypatch.setattr(medmnist, "medmnist_info", lambda: table)
     assert len(data.load("breastmnist", root=tmp_path, download=True).train) == 546
     assert len(data.load("breastmnist", root=tmp_path, download=True).train) == 546
     assert server.asked == [None] and os.listdir(tmp_path) == ["breastmnist.npz"]
@@ -862,7 +865,7 @@ def test_load_downloads_and_unpacks_an_archive(server, tmp_path, monkeypatch):
         draw_classes(tmp_path / "made" / "small" / split, {"a": 1, "b": 1})
     md5 = tar_of(tmp_path / "made" / "small", tmp_path / "file.npz")
     server.content = (tmp_path / "file.npz").read_bytes()
-    monkeypatch.setitem(data.ARCHIVES, "imagenette", data.Archive(server.url, md5, "small"))
+    monkeypatch.setitem(download.ARCHIVES, "imagenette", download.Archive(server.url, md5, "small"))
     loaded = data.load("imagenette", root=tmp_path / "root", size=10, download=True)
     assert len(loaded.train) == 2
     assert sorted(os.listdir(tmp_path / "root")) == ["file.npz", "small"]
@@ -874,11 +877,11 @@ def test_archives_cannot_write_elsewhere(tmp_path):
     with tarfile.open(root / "evil.tar.gz", "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("../evil.txt"), io.BytesIO())
     with pytest.raises(InputError, match=r"evil\.tar\.gz cannot be unpacked .*outside"):
-        data._unpack(root / "evil.tar.gz", "good")
+        download._unpack(root / "evil.tar.gz", "good")
     with zipfile.ZipFile(root / "evil.zip", "w") as archive:
         archive.writestr("../evil.txt", "x")
         archive.writestr("good/a.txt", "y")
-    data._unpack(root / "evil.zip", "good")
+    download._unpack(root / "evil.zip", "good")
     assert not list(tmp_path.glob("evil*")) and not list(root.glob("evil.txt"))
     assert os.listdir(root / "good") == ["a.txt"]
 
@@ -890,5 +893,5 @@ def test_damaged_archive_leaves_no_folder(tmp_path):
     whole = (tmp_path / "good.tgz").read_bytes()
     (tmp_path / "good.tgz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"good\.tgz cannot be unpacked"):
-        data._unpack(tmp_path / "good.tgz", "good")
+        download._unpack(tmp_path / "good.tgz", "good")
     assert sorted(os.listdir(tmp_path)) == ["good.tgz", "in"]

@@ -87,7 +87,9 @@ def test_lines_that_only_ipython_understands_are_passed_over() -> None:
     assert [one.module for one in imports_of(code_of({"cells": [cell]}), "")] == ["b"]
 
 
-@pytest.mark.parametrize("module", ["lipschitz", "data.shortcut", "measure.privacy", "measure.signs"])
+@pytest.mark.parametrize(
+    "module", ["lipschitz", "data.shortcut", "measure.privacy", "measure.signs"]
+)
 def test_touching_a_module_concerns_the_chapters_that_import_it_and_no_others(module: str) -> None:
     """These modules are imported by no other that chapters use, but for the command line's."""
     modules, concerned, importing = Modules(ROOT), set(), set()

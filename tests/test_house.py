@@ -1,11 +1,13 @@
 """The house: what may reach what, by the imports. Above all, the loop cannot reach the data."""
 
 import ast
+import json
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-from depends import Modules, imports_of
+from depends import Modules, code_of, imports_of
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "dfkd_lite"
@@ -14,6 +16,8 @@ PATHS = sorted(path for path in PACKAGE.rglob("*.py") if path.stem not in ("__in
 LOOP = [PACKAGE / "distill.py", *sorted(PACKAGE.glob("methods/[!_]*.py"))]
 #: What knows real images, or measures on them.
 DATA = {"data", "teach", "measure", "records"}
+#: Flat files that no chapter builds: what every room uses, and settings by name.
+UNBUILT = {"errors", "devices", "presets"}
 DRAWING = {"viz", "experiments"}
 TOP = {"experiments", "cli"}
 
@@ -59,3 +63,28 @@ def test_only_what_draws_imports_a_drawing_library() -> None:
     for path in PATHS:
         found = {one.module.split(".")[0] for one in imports_of(path.read_text("utf-8"), "")}
         assert not found & {"matplotlib", "plotly"} or room(path) in DRAWING, path
+
+
+def chapter_of(path: Path) -> Path:
+    """The notebook that a file's first docstring names."""
+    docstring = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+    number = re.search(r"Built in chapter (\d+)\.$", docstring)
+    assert number, path
+    return next((ROOT / "book").glob(f"{int(number[1]):02}-*.ipynb"))
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in PATHS if p.parent == PACKAGE and p.stem not in UNBUILT], ids=name_of
+)
+def test_a_flat_file_names_the_chapter_that_builds_it(path: Path) -> None:
+    """And that chapter imports it, or compares with what another hands on of it."""
+    code = code_of(json.loads(chapter_of(path).read_text("utf-8")))
+    assert path in MODULES.needed_by(code)
+
+
+def test_the_readme_names_what_to_read_first_and_its_length() -> None:
+    text = (ROOT / "README.md").read_text("utf-8").split("\n## ")[0]  # the first screen
+    named = re.findall(r"`(dfkd_lite/[\w/]+\.py)` \((\d+) lines", text)
+    assert [Path(name).stem for name, _ in named] == ["distill", "fssc"]
+    for name, lines in named:
+        assert abs(len((ROOT / name).read_text("utf-8").splitlines()) - int(lines)) <= 5, name
