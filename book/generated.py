@@ -16,7 +16,17 @@ REFERENCE = (
     (
         "api-pieces",
         "Package reference: the pieces",
-        ("networks", "data", "generator", "meta", "inversion", "cam", "kd", "lipschitz"),
+        (
+            "networks",
+            "data",
+            "generator",
+            "meta",
+            "inversion",
+            "cam",
+            "kd",
+            "lipschitz",
+            "bound_terms",
+        ),
     ),
     (
         "api-method",

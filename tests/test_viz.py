@@ -128,15 +128,6 @@ def test_figure_png_is_a_picture_and_closes_the_figure():
     assert not plt.fignum_exists(figure.number)
 
 
-def test_loss_landscape_keeps_rows_as_kappas():
-    values = np.array([[1.0, 2.0, np.nan], [4.0, 5.0, 6.0]])
-    figure = viz.loss_landscape([0.1, 1], [0, 1, 10], values, "loss")
-    np.testing.assert_array_equal(figure.data[0].z, values)
-    assert list(figure.data[0].y) == ["0.1", "1"] and list(figure.data[0].x) == ["0", "1", "10"]
-    with pytest.raises(InputError, match="2 kappas"):
-        viz.loss_landscape([0.1, 1], [0], values, "loss")
-
-
 def test_cam_overlay_draws_each_map_to_its_own_scale():
     maps = torch.zeros(2, 4, 4)
     maps[0, 0, 0], maps[1, 3, 3] = 5.0, -0.1

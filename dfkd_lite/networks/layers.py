@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, choose
 
+Network = TypeVar("Network", bound=Callable[..., Any])  # a module, or a function of a batch
 _POOLINGS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
 
@@ -111,10 +113,15 @@ def capture(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Put ``model`` in evaluation mode for the block, and each module back in its own after it."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+def evaluating(model: Network) -> Iterator[Network]:
+    """Put ``model`` in evaluation mode for the block, and each module back in its own after it.
+
+    A function that is no module has no mode and is left as it is.
+    """
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    modes = [(module, module.training) for module in modules]
+    if isinstance(model, nn.Module):
+        model.eval()
     try:
         yield model
     finally:

@@ -151,31 +151,6 @@ def seed_dots(groups: Mapping[str, Sequence[float]], label: str, scale: float = 
     return figure
 
 
-def loss_landscape(
-    kappas: Sequence[float], betas: Sequence[float], values: np.ndarray, label: str
-) -> go.Figure:
-    """A heat map of ``values`` (len(kappas), len(betas)) measured on a grid of kappa (Eq. 16) and
-    beta (Eq. 17); each cell shows its number, a missing one (NaN) stays empty."""
-    values = np.asarray(values, dtype=float)
-    if values.shape != (len(kappas), len(betas)):
-        raise InputError(
-            f"values has shape {values.shape}; give one number for each of the {len(kappas)} "
-            f"kappas and {len(betas)} betas."
-        )
-    figure = go.Figure(
-        go.Heatmap(
-            z=values,
-            x=[f"{beta:g}" for beta in betas],
-            y=[f"{kappa:g}" for kappa in kappas],
-            texttemplate="%{z:.3g}",
-            colorscale="Viridis",
-            colorbar={"title": label},
-        )
-    )
-    figure.update_layout(xaxis_title="β (MSARC)", yaxis_title="κ (L_BN + L_cls)", **_LAYOUT)
-    return figure
-
-
 def image_slider(
     sheets: Mapping[str, np.ndarray],
     name: str,
