@@ -17,7 +17,7 @@ import torch
 from dfkd_lite.data import ImageData, Split
 from dfkd_lite.devices import PRECISIONS, resolve_device
 from dfkd_lite.records import environment, plain
-from dfkd_lite.storage.checkpoint import write_json
+from dfkd_lite.storage.files import write_json
 from dfkd_lite.teach import TeachConfig, Teaching
 
 ROUNDS = 4  # of two steps each

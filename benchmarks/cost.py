@@ -30,7 +30,7 @@ from dfkd_lite.experiments.cost import Cost, measure_cost
 from dfkd_lite.experiments.file import Run, read_experiment, select
 from dfkd_lite.experiments.runner import Place
 from dfkd_lite.records import environment, plain
-from dfkd_lite.storage.checkpoint import write_json
+from dfkd_lite.storage.files import write_json
 
 #: channels, side, classes, training images
 SHAPES = {

@@ -28,7 +28,7 @@ from dfkd_lite.generator import AttentionGenerator
 from dfkd_lite.measure.evaluate import accuracy, cam_consistency, evaluate, predict
 from dfkd_lite.networks import NetworkSpec, find_layers, normalise
 from dfkd_lite.records import RECORDS, environment, write_record
-from dfkd_lite.storage.checkpoint import load_network, load_weights
+from dfkd_lite.storage.weights import load_network, load_weights
 
 EXPERIMENT = "table4-28px"
 POINTS = 41  # of a ROC curve, evenly over the false positive rate

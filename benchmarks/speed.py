@@ -26,7 +26,7 @@ from dfkd_lite.distill import Distillation, DistillConfig, frozen
 from dfkd_lite.methods import FsscConfig
 from dfkd_lite.networks import NetworkSpec, build
 from dfkd_lite.records import environment, peak_memory, plain
-from dfkd_lite.storage.checkpoint import write_json
+from dfkd_lite.storage.files import write_json
 
 
 def main() -> None:

@@ -20,7 +20,8 @@ from sklearn.datasets import load_digits, load_sample_images
 
 from dfkd_lite.data import load
 from dfkd_lite.measure.evaluate import accuracy, predict
-from dfkd_lite.storage.checkpoint import save_network, write_json
+from dfkd_lite.storage.files import write_json
+from dfkd_lite.storage.weights import save_network
 from dfkd_lite.teach import TeachConfig, teach
 
 FOLDER = Path(__file__).parent / "assignments"

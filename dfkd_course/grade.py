@@ -31,7 +31,7 @@ from typing import Any
 
 import dfkd_lite
 from dfkd_lite.errors import InputError, check_range
-from dfkd_lite.storage.checkpoint import write_bytes, write_json
+from dfkd_lite.storage.files import write_bytes, write_json
 
 GIB = 1024**3
 

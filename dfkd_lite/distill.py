@@ -24,7 +24,8 @@ from .errors import DivergedError, InputError, check_range, choose
 from .image_pool import ImagePool
 from .methods import FsscConfig, Problem, create
 from .networks import Layers, NetworkSpec, build, evaluating, find_layers
-from .storage.checkpoint import check_finite, fingerprint, open_run, save_checkpoint
+from .storage.checkpoint import open_run, save_checkpoint
+from .storage.weights import check_finite, fingerprint
 
 Measure = Callable[[nn.Module], dict[str, float]]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import pickle
@@ -14,12 +15,14 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from dfkd_lite.errors import InputError
 from dfkd_lite.networks import NetworkSpec
 from dfkd_lite.networks.zoo import build
-from dfkd_lite.storage import checkpoint
+from dfkd_lite.storage import checkpoint, files
+from dfkd_lite.storage import weights as stored
 
 SPEC = NetworkSpec("wrn-10-1", 4, 1, 16, (0.25,), (0.5,), ("a", "b", "c", "d"))
 
@@ -48,7 +51,7 @@ def broken(monkeypatch, function: str, number: int, at: int = 1):
             raise OSError(number, os.strerror(number))
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(checkpoint.os, function, failing)
+    monkeypatch.setattr(os, function, failing)
 
 
 # --- write_bytes, write_json -----------------------------------------------------------------
@@ -56,8 +59,8 @@ def broken(monkeypatch, function: str, number: int, at: int = 1):
 
 def test_write_bytes_makes_folders_replaces_and_leaves_nothing_else(tmp_path):
     path = tmp_path / "new" / "deep" / "a.bin"
-    checkpoint.write_bytes(path, b"one")
-    checkpoint.write_bytes(path, b"two")
+    files.write_bytes(path, b"one")
+    files.write_bytes(path, b"two")
     assert path.read_bytes() == b"two" and os.listdir(path.parent) == ["a.bin"]
 
 
@@ -65,7 +68,7 @@ def test_bytes_reach_the_disk_before_the_name(tmp_path, monkeypatch):
     events, fsync, replace = [], os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (events.append("fsync"), fsync(fd))[1])
     monkeypatch.setattr(os, "replace", lambda a, b: (events.append("replace"), replace(a, b))[1])
-    checkpoint.write_bytes(tmp_path / "a", b"x")
+    files.write_bytes(tmp_path / "a", b"x")
     assert events == ["fsync", "replace", "fsync"]  # the file, its name, its folder
 
 
@@ -84,7 +87,7 @@ def test_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch, number, m
     path.write_bytes(b"old")
     broken(monkeypatch, function, number)
     with pytest.raises(InputError, match=rf"a\.bin could not be saved: .*{message}"):
-        checkpoint.write_bytes(path, b"new")
+        files.write_bytes(path, b"new")
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.bin"]
 
 
@@ -93,9 +96,9 @@ def test_place_below_a_file_or_taken_by_a_folder(tmp_path):
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "file" / "a.bin", tmp_path / "file" / "b" / "a.bin"):
         with pytest.raises(InputError, match="a part of its path is a file"):
-            checkpoint.write_bytes(path, b"x")
+            files.write_bytes(path, b"x")
     with pytest.raises(InputError, match="a folder has this name"):
-        checkpoint.write_bytes(tmp_path / "folder", b"x")
+        files.write_bytes(tmp_path / "folder", b"x")
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
     with pytest.raises(InputError, match="a part of its path is a file"):
         checkpoint.save_checkpoint(tmp_path / "file", 1, {}, {})
@@ -105,19 +108,19 @@ def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(handle):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint.os, "fsync", interrupt)
+    monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.write_bytes(tmp_path / "a", b"x")
+        files.write_bytes(tmp_path / "a", b"x")
     assert os.listdir(tmp_path) == []
 
 
 def test_json(tmp_path):
     content = {"κ": [1, 2.5, None], "name": "x"}
-    checkpoint.write_json(tmp_path / "a.json", content)
+    files.write_json(tmp_path / "a.json", content)
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == content
     for bad in ({"a": float("nan")}, {"a": torch.ones(2)}):
         with pytest.raises(InputError, match=r"a\.json cannot be written as JSON"):
-            checkpoint.write_json(tmp_path / "a.json", bad)
+            files.write_json(tmp_path / "a.json", bad)
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == content
 
 
@@ -127,13 +130,13 @@ def test_json(tmp_path):
 def test_network_comes_back_with_its_spec_and_outputs(tmp_path):
     model, path = network(), tmp_path / "t.safetensors"
     model(torch.rand(8, 1, 16, 16))  # moves the batch-norm statistics away from 0 and 1
-    checkpoint.save_network(path, model, SPEC, {"seed": "3"})
-    loaded, spec = checkpoint.load_network(path)
+    stored.save_network(path, model, SPEC, {"seed": "3"})
+    loaded, spec = stored.load_network(path)
     assert spec == SPEC and not loaded.training
     assert same(loaded.state_dict(), model.state_dict())
     images = torch.rand(2, 1, 16, 16)
     assert torch.equal(loaded(images), model.eval()(images))
-    metadata = checkpoint.read_metadata(path)
+    metadata = stored.read_metadata(path)
     assert metadata["seed"] == "3" and json.loads(metadata["spec"])["classes"] == 4
     assert same(load_file(path), model.state_dict())  # an ordinary safetensors file
 
@@ -141,7 +144,7 @@ def test_network_comes_back_with_its_spec_and_outputs(tmp_path):
 def test_equal_networks_make_equal_files(tmp_path):
     notes = {f"note {n}": "ü" * n for n in range(8)}
     for number in range(5):
-        checkpoint.save_network(tmp_path / f"{number}.safetensors", network(), SPEC, notes)
+        stored.save_network(tmp_path / f"{number}.safetensors", network(), SPEC, notes)
     first, *others = (path.read_bytes() for path in sorted(tmp_path.iterdir()))
     assert all(other == first for other in others)
     with safe_open(tmp_path / "0.safetensors", "pt") as file:  # the library reads them
@@ -151,18 +154,18 @@ def test_equal_networks_make_equal_files(tmp_path):
 
 def test_weights_in_other_memory_formats_and_shared_are_saved(tmp_path):
     model = network().to(memory_format=torch.channels_last)
-    checkpoint.save_network(tmp_path / "a", model, SPEC)
-    assert same(checkpoint.load_network(tmp_path / "a")[0].state_dict(), model.state_dict())
+    stored.save_network(tmp_path / "a", model, SPEC)
+    assert same(stored.load_network(tmp_path / "a")[0].state_dict(), model.state_dict())
     tied = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
     tied["b"].weight = tied["a"].weight
-    checkpoint.save_network(tmp_path / "b", tied, SPEC)
+    stored.save_network(tmp_path / "b", tied, SPEC)
     assert torch.equal(load_file(tmp_path / "b")["b.weight"], tied["a"].weight)
 
 
 @pytest.mark.parametrize("extra", [{"seed": 3}, {"spec": "x"}, {"format": "x"}, {1: "x"}])
 def test_notes_must_be_strings_under_free_names(tmp_path, extra):
     with pytest.raises(InputError, match="cannot be saved with the network"):
-        checkpoint.save_network(tmp_path / "a", network(), SPEC, extra)
+        stored.save_network(tmp_path / "a", network(), SPEC, extra)
     assert os.listdir(tmp_path) == []
 
 
@@ -170,7 +173,7 @@ def test_weights_into_a_network_of_ones_own(tmp_path):
     save_file(small(1).state_dict(), tmp_path / "w")
     model = small(2)
     assert not same(model.state_dict(), small(1).state_dict())
-    checkpoint.load_weights(tmp_path / "w", model)
+    stored.load_weights(tmp_path / "w", model)
     assert same(model.state_dict(), small(1).state_dict())
 
 
@@ -202,7 +205,7 @@ def test_weights_that_do_not_fit_leave_the_network_as_it_was(tmp_path, weights, 
     save_file(weights, tmp_path / "w.safetensors")
     model = small(2)
     with pytest.raises(InputError, match=message) as refusal:
-        checkpoint.load_weights(tmp_path / "w.safetensors", model)
+        stored.load_weights(tmp_path / "w.safetensors", model)
     assert str(tmp_path / "w.safetensors") in str(refusal.value)
     assert same(model.state_dict(), small(2).state_dict())
 
@@ -211,12 +214,12 @@ def test_weights_that_do_not_fit_leave_the_network_as_it_was(tmp_path, weights, 
 @pytest.mark.parametrize("key", ["0.weight", "1.running_mean"])
 def test_networks_that_are_not_finite_are_refused(tmp_path, value, key):
     model = small()
-    checkpoint.check_finite("The teacher", model)
+    stored.check_finite("The teacher", model)
     model.state_dict()[key].view(-1)[1] = value
     with pytest.raises(InputError, match=rf"The teacher has NaN or infinite numbers in '{key}'"):
-        checkpoint.check_finite("The teacher", model)
+        stored.check_finite("The teacher", model)
     with pytest.raises(InputError, match=f"The network has NaN .*'{key}'"):
-        checkpoint.save_network(tmp_path / "a", model, SPEC)
+        stored.save_network(tmp_path / "a", model, SPEC)
     assert os.listdir(tmp_path) == []
 
 
@@ -232,22 +235,22 @@ class Bomb:
 
 def test_files_that_are_not_whole_safetensors(tmp_path):
     path = tmp_path / "t.safetensors"
-    checkpoint.save_network(path, network(), SPEC)
+    stored.save_network(path, network(), SPEC)
     whole = path.read_bytes()
     torch.save({"a": Bomb(tmp_path / "mark")}, tmp_path / "t.pt")
     foreign = (tmp_path / "t.pt").read_bytes()
     plain = pickle.dumps(Bomb(tmp_path / "mark"))
     for content in (whole[:-1], whole[:100], whole + b"x", b"", b"text", foreign, plain):
         path.write_bytes(content)
-        for read in (checkpoint.load_network, lambda p: checkpoint.load_weights(p, network())):
+        for read in (stored.load_network, lambda p: stored.load_weights(p, network())):
             with pytest.raises(InputError, match=r"t\.safetensors is not a safetensors file"):
                 read(path)
     assert not (tmp_path / "mark").exists()
     for missing in (tmp_path / "none", tmp_path):
         with pytest.raises(InputError, match="There is no file"):
-            checkpoint.load_network(missing)
+            stored.load_network(missing)
         with pytest.raises(InputError, match="There is no file"):
-            checkpoint.load_weights(missing, network())
+            stored.load_weights(missing, network())
 
 
 def edited_spec(**fields) -> str:
@@ -275,7 +278,7 @@ def test_specs_that_do_not_describe_the_network(tmp_path, spec, message):
     metadata = {"format": "pt"} | ({} if spec is None else {"spec": spec})
     save_file(network().state_dict(), tmp_path / "t", metadata)
     with pytest.raises(InputError, match=message):
-        checkpoint.load_network(tmp_path / "t")
+        stored.load_network(tmp_path / "t")
 
 
 # --- checkpoints of a run --------------------------------------------------------------------
@@ -383,7 +386,7 @@ def test_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, function,
 KILLED = """
 import os, signal, sys
 import torch
-from dfkd_lite import checkpoint
+from dfkd_lite.storage import checkpoint, files
 
 folder, again = sys.argv[1], int(sys.argv[2])
 
@@ -406,7 +409,7 @@ def die_at(n):
     def half_written(path, content):
         path.write_bytes(content[: len(content) // 2])
     os.fsync, os.replace = wrap(os.fsync), wrap(os.replace)
-    checkpoint._write_synced = wrap(checkpoint._write_synced, half_written)
+    files.write_synced = checkpoint.write_synced = wrap(files.write_synced, half_written)
     checkpoint.shutil.rmtree = wrap(checkpoint.shutil.rmtree)
 
 checkpoint.save_checkpoint(folder, 1, weights(1), {"value": 1})
@@ -467,7 +470,7 @@ def forge(folder: Path, **files: bytes) -> None:
     folder.mkdir()
     checkpoint._publish(folder / "step-000003", checkpoint._checkpoint_files(3, {}, {}) | files)
     names = [p for p in (folder / "step-000003").iterdir() if p.name != "manifest.json"]
-    sums = {p.name: checkpoint.hashlib.sha256(p.read_bytes()).hexdigest() for p in names}
+    sums = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in names}
     manifest = {"format": checkpoint.CHECKPOINT_FORMAT, "step": 3, "sha256": sums}
     (folder / "step-000003" / "manifest.json").write_text(json.dumps(manifest))
 
@@ -481,7 +484,7 @@ def test_forged_checkpoints_cannot_run_code(tmp_path):
 
 
 def test_forged_weights_are_refused(tmp_path):
-    nan = checkpoint.to_safetensors({"w": torch.tensor([float("nan")])})
+    nan = to_safetensors({"w": torch.tensor([float("nan")])})
     for folder, content, message in (
         ("a", b"not safetensors", "is damaged"),
         ("b", nan, r"is damaged \(student has NaN"),

@@ -7,7 +7,7 @@ import pytest
 
 from dfkd_lite.cli import main as cli
 from dfkd_lite.methods import METHODS
-from dfkd_lite.storage.checkpoint import load_network, read_metadata
+from dfkd_lite.storage.weights import load_network, read_metadata
 
 TINY = ["--set", "episodes=4", "--set", "warm_up=1", "--set", "student_steps=2"]
 TINY += ["--set", "method.generator.width=8", "--set", "checkpoint_every=2"]

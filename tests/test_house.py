@@ -5,6 +5,7 @@ import json
 import re
 from graphlib import TopologicalSorter
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 from depends import Modules, code_of, imports_of
@@ -88,3 +89,43 @@ def test_the_readme_names_what_to_read_first_and_its_length() -> None:
     assert [Path(name).stem for name, _ in named] == ["distill", "fssc"]
     for name, lines in named:
         assert abs(len((ROOT / name).read_text("utf-8").splitlines()) - int(lines)) <= 5, name
+
+
+# --- what the texts say of it ---------------------------------------------------------------------
+
+TEXTS = [
+    path
+    for pattern in ("*.md", "book/*.md", "book/**/*.ipynb", "data/**/*.md", "workflow/Snakefile")
+    for path in sorted(ROOT.glob(pattern))
+    if path.name != "CHANGELOG.md"
+]
+DOTTED = re.compile(r"\bdfkd_(?:lite|course)(?:\.[A-Za-z_]\w*)+")
+FROM = re.compile(r"from (dfkd_(?:lite|course)[\w.]*) import (\w[\w ,]*\w)")
+FILES = re.compile(r"\b(?:book|data|dfkd_course|dfkd_lite|tests|benchmarks|workflow)/[\w/.-]+\.\w+")
+
+
+def is_there(name: str) -> bool:
+    """Whether a dotted name is a module of ours, or something in one."""
+    try:
+        resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+def mentioned(path: Path) -> set[str]:
+    """Names of modules and of what is in them, in text and in code."""
+    text = path.read_text("utf-8").replace('",\n    "', "")
+    imported = {
+        f"{m[1]}.{name.split()[0]}" for m in FROM.finditer(text) for name in m[2].split(",")
+    }
+    return {*DOTTED.findall(text), *(name for name in imported if not name.endswith("."))}
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_names_and_files_that_a_text_mentions_are_there(path: Path) -> None:
+    assert [name for name in mentioned(path) if not is_there(name)] == []
+    found = {
+        name for name in FILES.findall(path.read_text("utf-8")) if not re.search("[A-Z]{2}", name)
+    }
+    assert [name for name in found if not (ROOT / name).exists()] == []

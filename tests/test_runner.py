@@ -33,10 +33,11 @@ from dfkd_lite.experiments.cost import Cost
 from dfkd_lite.experiments.file import read_experiment
 from dfkd_lite.experiments.runner import Place, best_on_test, execute, phases
 from dfkd_lite.records import Record, plain
-from dfkd_lite.storage import checkpoint
+from dfkd_lite.storage import checkpoint, files
+from dfkd_lite.storage.weights import load_network
 from dfkd_lite.viz.figures import tile
 
-ROOT = Path(checkpoint.__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 NAME = "wrn-10-1_wrn-10-1_seed7"  # no teacher of this seed ships
 EPISODES = 6
 
@@ -217,7 +218,7 @@ def test_every_field_is_filled_and_true(whole):
 
 def right(path: Path, folder: Path) -> float:
     """Test accuracy of a saved network, counted here."""
-    network, spec = checkpoint.load_network(path)
+    network, spec = load_network(path)
     with np.load(folder / "mine.npz") as file:
         images, labels = torch.from_numpy(file["test_images"]), file["test_labels"]
     x = (images[:, None].float() / 255 - spec.mean[0]) / spec.std[0]
@@ -397,7 +398,8 @@ from pathlib import Path
 
 import torch._dynamo  # optimisers import it: once for all children
 
-from dfkd_lite import checkpoint, cli
+from dfkd_lite.cli import main as cli
+from dfkd_lite.storage import checkpoint, files
 
 def die_at(n):
     # each call that changes what is on the disk is a chance to die, half-way through a write too
@@ -415,7 +417,7 @@ def die_at(n):
     def half_written(path, content):
         path.write_bytes(content[: len(content) // 2])
     os.fsync, os.replace, os.mkdir = wrap(os.fsync), wrap(os.replace), wrap(os.mkdir)
-    checkpoint._write_synced = wrap(checkpoint._write_synced, half_written)
+    files.write_synced = checkpoint.write_synced = wrap(files.write_synced, half_written)
     checkpoint.shutil.rmtree = wrap(checkpoint.shutil.rmtree)
 
 def steps(folder):
@@ -665,7 +667,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on(cut_off, tmp_path, monkeypatch
 
 def fails_at(patch: pytest.MonkeyPatch, pattern: str) -> None:
     """The disk is full in the middle of the files whose paths fit the pattern."""
-    real = checkpoint._write_synced
+    real = files.write_synced
 
     def full(path, content):
         if path.match(pattern):
@@ -673,7 +675,8 @@ def fails_at(patch: pytest.MonkeyPatch, pattern: str) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(path, content)
 
-    patch.setattr(checkpoint, "_write_synced", full)
+    for module in (files, checkpoint):
+        patch.setattr(module, "write_synced", full)
 
 
 def test_a_disk_that_fills_up_while_the_teacher_learns(

@@ -22,7 +22,8 @@ from dfkd_lite.experiments.trained import find_teacher, keep_teacher, taught
 from dfkd_lite.measure.evaluate import evaluate
 from dfkd_lite.networks import build
 from dfkd_lite.records import plain
-from dfkd_lite.storage.checkpoint import load_checkpoint, load_network, read_metadata
+from dfkd_lite.storage.checkpoint import load_checkpoint
+from dfkd_lite.storage.weights import load_network, read_metadata
 from dfkd_lite.teach import TeachConfig, Teaching, teach
 
 CONFIG = TeachConfig(epochs=3, batch_size=32, shift=1, flip=False, seed=7)

@@ -11,8 +11,8 @@ from dfkd_lite.experiments import trained as trained_module
 from dfkd_lite.experiments.trained import trained_student, trained_teacher
 from dfkd_lite.measure.evaluate import accuracy, predict
 from dfkd_lite.records import paper_table, read_records
-from dfkd_lite.storage.checkpoint import read_metadata
 from dfkd_lite.storage.shipped import SHIPPED
+from dfkd_lite.storage.weights import read_metadata
 
 
 @pytest.fixture(autouse=True)

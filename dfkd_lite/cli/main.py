@@ -23,7 +23,8 @@ from ..measure.signs import data_free_signs
 from ..methods import METHODS
 from ..networks import NETWORKS, NetworkSpec
 from ..presets import PRESETS, override, preset
-from ..storage.checkpoint import load_network, save_network, write_json
+from ..storage.files import write_json
+from ..storage.weights import load_network, save_network
 from ..teach import teach
 from . import course as cli_course
 from . import experiments as cli_experiments

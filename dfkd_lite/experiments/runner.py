@@ -26,7 +26,7 @@ from ..measure.fidelity import IMAGES, image_report
 from ..measure.signs import data_free_signs
 from ..networks import NetworkSpec, build, count_parameters
 from ..records import RECORDS, described, environment, peak_memory, plain, record_path, write_record
-from ..storage.checkpoint import save_network, save_weights
+from ..storage.weights import save_network, save_weights
 from ..viz.figures import png, tile
 from .file import Run
 from .trained import taught

@@ -15,7 +15,7 @@ import plotly.io
 
 from ..errors import InputError
 from ..records import RECORDS, Summary, read_records, summarise
-from ..storage.checkpoint import write_bytes
+from ..storage.files import write_bytes
 from .file import Run
 
 UNMEASURED = "not measured"

@@ -26,15 +26,9 @@ from ..measure.evaluate import evaluate
 from ..networks import NetworkSpec
 from ..presets import Preset
 from ..records import described, environment, plain
-from ..storage.checkpoint import (
-    load_network,
-    load_weights,
-    read_metadata,
-    save_network,
-    save_weights,
-    write_json,
-)
+from ..storage.files import write_json
 from ..storage.shipped import SHIPPED
+from ..storage.weights import load_network, load_weights, read_metadata, save_network, save_weights
 from ..teach import TeachConfig, teach
 
 SMALL = 2**20  # bytes of weights up to which rounding them would save nothing worth having

@@ -12,7 +12,7 @@ from torch import nn
 from ..errors import InputError
 from ..networks import NetworkSpec, count_parameters
 from ..records import plain
-from ..storage.checkpoint import write_bytes
+from ..storage.files import write_bytes
 
 
 def model_card(

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..networks import NetworkSpec, evaluating, normalise
-from ..storage.checkpoint import check_finite, write_bytes
+from ..storage.files import write_bytes
+from ..storage.weights import check_finite
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 

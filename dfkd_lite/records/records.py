@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from ..errors import InputError, choose
-from ..storage.checkpoint import write_json
+from ..storage.files import write_json
 from ..storage.shipped import SHIPPED
 
 #: The records that ship with the code.

@@ -1,0 +1,212 @@
+"""Networks as safetensors files: weights, and in the notes all that is needed to use them.
+
+Nothing is unpickled: a file from a stranger can be wrong, but it cannot run code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as parse_safetensors
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from ..errors import DivergedError, InputError
+from ..networks import NetworkSpec, build
+from .files import write_bytes
+
+_RESERVED = ("format", "spec")  # metadata keys that save_network writes itself
+
+
+def check_finite(name: str, model: nn.Module) -> None:
+    """Refuse a network with NaN or infinite weights or statistics.
+
+    Args:
+        name: what to call the network in the message, such as ``"The teacher"``.
+
+    Raises:
+        InputError: naming the first tensor that is not finite.
+    """
+    check_all_finite(name, model.state_dict(), "train it anew, or load an earlier checkpoint")
+
+
+def check_all_finite(name: str, weights: Mapping[str, Tensor], advice: str) -> None:
+    """Refuse tensors with NaN or infinite numbers; ``advice`` says what to do."""
+    for key, value in weights.items():
+        if not torch.isfinite(value).all():
+            raise DivergedError(f"{name} has NaN or infinite numbers in '{key}'; {advice}.")
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A checksum of a network's weights and statistics: the same for the same numbers."""
+    digest = hashlib.sha256()
+    for name, value in plain_copies(model.state_dict()).items():
+        digest.update(name.encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_network(
+    path: str | Path, model: nn.Module, spec: NetworkSpec, extra: dict[str, str] | None = None
+) -> None:
+    """Save weights, and in the file's metadata all that is needed to rebuild and feed the network.
+
+    Args:
+        spec: as `ImageData.spec` gives it; `load_network` builds ``spec.network`` from it.
+        extra: further notes for the metadata (see `read_metadata`), strings only.
+
+    Raises:
+        InputError: weights that are not finite, notes that are not strings, an unwritable place.
+    """
+    described = {"spec": json.dumps(dataclasses.asdict(spec))}
+    save_weights(path, model, described | _checked_notes(extra or {}))
+
+
+def save_weights(path: str | Path, model: nn.Module, notes: dict[str, str]) -> None:
+    """Save weights that :func:`load_weights` reads, with ``notes`` in the file's metadata.
+
+    Raises:
+        InputError: weights that are not finite, an unwritable place.
+    """
+    check_finite("The network", model)
+    write_bytes(path, serialised(plain_copies(model.state_dict()), {"format": "pt", **notes}))
+
+
+def serialised(tensors: dict[str, Tensor], notes: dict[str, str]) -> bytes:
+    """A safetensors file whose bytes follow from its content: the library writes notes in random
+    order, and equal networks would have different checksums."""
+    content = to_safetensors(tensors, notes)
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(notes.items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    size = -(-len(text) // 8) * 8  # the tensors stay aligned
+    return size.to_bytes(8, "little") + text.ljust(size) + content[end:]
+
+
+def _checked_notes(notes: dict[str, str]) -> dict[str, str]:
+    for key, value in notes.items():
+        if not isinstance(key, str) or not isinstance(value, str) or key in _RESERVED:
+            raise InputError(
+                f"The note {key!r}: {value!r} cannot be saved with the network; notes are strings "
+                f"under names other than {' and '.join(_RESERVED)}."
+            )
+    return notes
+
+
+def load_network(path: str | Path) -> tuple[nn.Module, NetworkSpec]:
+    """Rebuild a network saved by `save_network`: on the CPU, in eval mode.
+
+    Raises:
+        InputError: a missing, damaged or foreign file, an unknown network, weights that do not
+            fit it or are not finite.
+    """
+    path = Path(path)
+    spec = _parse_spec(path, read_metadata(path).get("spec"))
+    model = build(spec.network, spec.classes, spec.channels, spec.size)
+    load_weights(path, model)
+    return model.eval(), spec
+
+
+def load_weights(path: str | Path, model: nn.Module) -> None:
+    """Load a safetensors file into a network of your own; a refusal leaves the network as it was.
+
+    Raises:
+        InputError: a missing, damaged or foreign file; tensors that are missing, left over, of
+            another shape or not finite.
+    """
+    path = Path(path)
+    weights, wanted = _read_weights(path), model.state_dict()
+    for problem, keys in (
+        ("lacks", sorted(wanted.keys() - weights.keys())),
+        ("has, beyond what the network needs,", sorted(weights.keys() - wanted.keys())),
+    ):
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise InputError(
+                f"{path} does not fit the network: it {problem} {', '.join(keys[:3])}{more}; "
+                "build the network that it was saved from."
+            )
+    weights = {key: weights[key] for key in wanted}  # in the network's order, not the file's
+    for key, value in weights.items():
+        if value.shape != wanted[key].shape:
+            raise InputError(
+                f"{path} does not fit the network: '{key}' is {tuple(value.shape)} in the file and "
+                f"{tuple(wanted[key].shape)} in the network; are the classes, the channels and "
+                "the width the same?"
+            )
+    check_all_finite(str(path), weights, "these weights are of no use, take another file")
+    model.load_state_dict(weights)
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The notes in a safetensors file, without reading its weights.
+
+    Raises:
+        InputError: a missing, damaged or foreign file.
+    """
+    path = Path(path)
+    _must_be_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise _not_safetensors(path, error) from None
+
+
+def _parse_spec(path: Path, text: str | None) -> NetworkSpec:
+    if text is None:
+        raise InputError(
+            f"{path} does not say which network it holds, so save_network did not write it; build "
+            "the network yourself and use load_weights."
+        )
+    try:
+        fields: dict[str, Any] = json.loads(text)
+        for key in ("mean", "std", "class_names"):
+            fields[key] = tuple(fields[key])
+        spec = NetworkSpec(**fields)
+        if not isinstance(spec.network, str) or not all(
+            type(n) is int for n in (spec.classes, spec.channels, spec.size)
+        ):
+            raise TypeError("its name must be text, and classes, channels, size whole numbers")
+        return spec
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"{path} describes its network in a way that cannot be understood ({error}); save it "
+            "again with save_network."
+        ) from None
+
+
+def plain_copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies as safetensors wants them: on the CPU, contiguous, sharing no memory."""
+    copy = torch.contiguous_format
+    return {k: v.detach().cpu().clone(memory_format=copy) for k, v in weights.items()}
+
+
+def _must_be_file(path: Path) -> None:
+    if not path.is_file():
+        raise InputError(
+            f"There is no file {path}; check the path, or train and save the network first."
+        )
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    _must_be_file(path)
+    try:
+        return parse_safetensors(path.read_bytes())
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise _not_safetensors(path, error) from None
+
+
+def _not_safetensors(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"{path} is not a safetensors file, or it is damaged or cut short ({error}); get it again "
+        "(pickled .pt and .pth files are never opened: they could run code)."
+    )
