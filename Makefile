@@ -47,7 +47,7 @@ help:
 	@echo "Set PYTHON=... to choose the interpreter that .venv is made with (3.11 to 3.13)."
 
 book: .venv/ready-book node_modules/ready
-	@$(VENV) book/build.py
+	@$(VENV) tools/build.py
 
 test: .venv/ready-test book
 	@$(PYTEST) -m "not slow" $(PYTEST_ARGS)
@@ -60,14 +60,14 @@ test-slow: .venv/ready-test book
 	@$(PYTEST) -m slow $(PYTEST_ARGS)
 
 quick: .venv/ready-test
-	@tests=$$($(VENV) book/quick.py $(BASE)) && \
+	@tests=$$($(VENV) tools/quick.py $(BASE)) && \
 	  $(PYTEST) -q -m "not slow and not browser and not book" $$tests $(PYTEST_ARGS)
 
 course: .venv/ready-course
-	@$(VENV) book/course.py
+	@$(VENV) tools/course.py
 
 slides: book
-	@$(VENV) book/slides.py
+	@$(VENV) tools/slides.py
 
 # what a tag's release holds: the book as a PDF, the hand-outs of the assignments, the wheel
 release: book course
@@ -78,7 +78,7 @@ release: book course
 	@ls -l _build/release
 
 colab: .venv/ready-course
-	$(VENV) book/colab_check.py
+	$(VENV) tools/colab_check.py
 
 lint: .venv/ready-test
 	$(VENV) -m ruff check .
@@ -86,7 +86,7 @@ lint: .venv/ready-test
 	$(VENV) -m mypy
 
 format: .venv/ready-test
-	$(VENV) book/colab.py
+	$(VENV) tools/colab.py
 	$(VENV) -m ruff format .
 	$(VENV) -m ruff check --fix .
 	$(VENV) -m nbstripout book/*.ipynb book/assignments/*.ipynb
@@ -104,7 +104,7 @@ environment: .venv/ready-test node_modules/ready
 	@echo "Installing into .venv what $(@:.venv/ready-%=%) needs (PyTorch is large: minutes once):"
 	@$(if $(UV),"$(UV)" pip install --python $(VENV),$(VENV) -m pip install \
 	  --disable-pip-version-check --no-compile) -c tests/book-caps.txt -e ".[$(EXTRAS)]"
-	@$(VENV) book/depends.py > $@
+	@$(VENV) tools/depends.py > $@
 
 node_modules/ready: package-lock.json | .venv/ready-book
 	@echo "Installing the pages' scripts into node_modules:"

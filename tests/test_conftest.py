@@ -17,7 +17,7 @@ def pytest_in(folder: Path, *arguments: str) -> str:
     ours = (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8")
     (folder / "conftest.py").write_text(ours.replace("GRACE = 10", "GRACE = 1"), encoding="utf-8")
     command = [sys.executable, "-m", "pytest", *arguments, str(folder)]
-    command += ["--override-ini", f"pythonpath={ROOT / 'book'}"]
+    command += ["--override-ini", f"pythonpath={ROOT / 'tools'}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     return done.stdout + done.stderr
 

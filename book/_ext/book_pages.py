@@ -5,7 +5,7 @@ import os
 from docutils import nodes
 from sphinx.application import Sphinx
 
-FIGURE = 'class="plotly-figure"'  # book/pages.py writes it around a plotly figure
+FIGURE = 'class="plotly-figure"'  # tools/pages.py writes it around a plotly figure
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -37,7 +37,7 @@ def load_scripts(
 
 
 def offer_pdf(app: Sphinx, page: str, template: str, context: dict, tree: nodes.document) -> None:
-    """In the download menu: the whole book as a PDF, where book/pages.py says that it makes one."""
+    """In the download menu: the whole book as a PDF, if tools/pages.py makes one."""
     pdf = os.environ.get("BOOK_PDF")
     for group in context.get("header_buttons", []):
         if pdf and group.get("label") == "download-buttons":

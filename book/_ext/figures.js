@@ -1,5 +1,5 @@
 // Draws the plotly figures of a page: as wide as the text, in the colours of the light or dark
-// theme, with frames and sliders. The data stand in the page (book/pages.py).
+// theme, with frames and sliders. The data stand in the page (tools/pages.py).
 (() => {
   "use strict";
   const config = { responsive: true, displaylogo: false, displayModeBar: "hover" };

@@ -44,7 +44,7 @@ def write_times(records: list[Record]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--keep-times", action="store_true", help="write book/times.json anew")
+    parser.add_argument("--keep-times", action="store_true", help="write tools/times.json anew")
     options = parser.parse_args()
     begun = time.monotonic()
     try:

@@ -51,7 +51,7 @@ def nearness(test: Path, files: set[Path], modules: Modules) -> int | None:
 def chosen(root: Path, names: list[str]) -> list[Path]:
     """The test files that some changed files concern, the nearest first."""
     files = {root / name for name in names}
-    modules = Modules(root, tools=("book", "tests"))
+    modules = Modules(root, tools=("tools", "tests"))
     tests = sorted((root / "tests").glob("test_*.py"))
     found = {test: nearness(test, files, modules) for test in tests}
     return sorted((t for t, near in found.items() if near is not None), key=lambda t: found[t])

@@ -4,7 +4,7 @@ scikit-learn's digits on crops of its two photographs, in colour, in the manner 
 (Ganin & Lempitsky 2015): pixel by pixel the absolute difference of the two; which class is which
 digit is drawn by lot. With another seed you have a project of your own:
 
-    .venv/bin/python book/withheld.py --seed 7
+    .venv/bin/python tools/withheld.py --seed 7
 
 draws data and lot anew and trains a new teacher (a minute or two); `make course` does the rest.
 """
@@ -24,7 +24,7 @@ from dfkd_lite.storage.files import write_json
 from dfkd_lite.storage.weights import save_network
 from dfkd_lite.teach import TeachConfig, teach
 
-FOLDER = Path(__file__).parent / "assignments"
+FOLDER = Path(__file__).parents[1] / "book" / "assignments"
 CARD, TEACHER = FOLDER / "teacher.json", FOLDER / "teacher.safetensors"
 SIZE = 16
 TEST = 500  # digits that only the test set holds
