@@ -101,7 +101,10 @@ TEXTS = [
 ]
 DOTTED = re.compile(r"\bdfkd_(?:lite|course)(?:\.[A-Za-z_]\w*)+")
 FROM = re.compile(r"from (dfkd_(?:lite|course)[\w.]*) import (\w[\w ,]*\w)")
-FILES = re.compile(r"\b(?:book|data|dfkd_course|dfkd_lite|tests|benchmarks|tools|workflow)/[\w/.-]+\.\w+")
+PLACEHOLDER = re.compile("[A-Z]{2}")  # NN-title.ipynb
+FILES = re.compile(
+    r"\b(?:book|data|dfkd_course|dfkd_lite|tests|benchmarks|tools|workflow)/[\w/.-]+\.\w+"
+)
 
 
 def is_there(name: str) -> bool:
