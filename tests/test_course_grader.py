@@ -444,6 +444,7 @@ def test_leaderboard_has_the_best_first_and_those_without_a_number_last() -> Non
     ]
 
 
+@pytest.mark.slow
 def test_an_instructors_path(
     made: course.Made,
     solution: dict,
