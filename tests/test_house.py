@@ -130,3 +130,8 @@ def test_names_and_files_that_a_text_mentions_are_there(path: Path) -> None:
     assert [name for name in mentioned(path) if not is_there(name)] == []
     files = [n for n in FILES.findall(path.read_text("utf-8")) if not PLACEHOLDER.search(n)]
     assert [name for name in files if not (ROOT / name).exists()] == []
+
+
+def test_no_file_is_too_long_to_be_read() -> None:
+    lines = {path: len(path.read_text("utf-8").splitlines()) for path in PATHS}
+    assert {name_of(path): count for path, count in lines.items() if count > 420} == {}

@@ -40,7 +40,10 @@ from .schema import (
     Strict,
     Where,
     chosen,
+    merged,
+    nested_in,
     parse,
+    part_at,
     settings_model,
     unknown,
 )
@@ -304,14 +307,14 @@ class _Variant:
                 place = (*where, "settings")
                 checked = self.source.validated(model, choices.settings, place)
                 self.note(choices.settings, place, ())
-                tree = _merged(tree, checked.model_dump(exclude_unset=True))
+                tree = merged(tree, checked.model_dump(exclude_unset=True))
         for axis, (number, value) in self.point.items():
             if axis not in AXES:
-                nested = _nested(axis, value)
+                nested = nested_in(axis, value)
                 where = ("grid", axis, number)
                 checked = self.checked_axis(model, nested, where)
                 self.note(value, where, tuple(axis.split(".")))
-                tree = _merged(tree, checked.model_dump(exclude_unset=True))
+                tree = merged(tree, checked.model_dump(exclude_unset=True))
         return tree
 
     def checked_axis(self, model: Any, nested: dict[str, Any], where: Where) -> Any:
@@ -341,7 +344,9 @@ class _Variant:
         mine = {path[1:]: where for path, where in self.leaves.items() if path[0] == name}
         for path, where in mine.items():
             try:
-                replaced(settings, _nested(".".join(map(str, path)), _at(self.tree[name], path)))
+                replaced(
+                    settings, nested_in(".".join(map(str, path)), part_at(self.tree[name], path))
+                )
             except (KeyError, TypeError):  # taken away by what comes after it: attention: null
                 continue
             except InputError as error:
@@ -356,7 +361,7 @@ class _Variant:
         tree = self.cell.settings if self.cell is not None else {}
         for axis, (_, value) in self.point.items():
             if axis not in AXES:
-                tree = _merged(tree, _nested(axis, value))
+                tree = merged(tree, nested_in(axis, value))
         return tree
 
     # --- the paper's number
@@ -399,31 +404,6 @@ def _existing(name: str) -> str:
     except RuntimeError:
         raise InputError(f"The network '{name}' is too large to be built.") from None
     return name
-
-
-def _merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings, later ones over earlier ones."""
-    result: dict[str, Any] = {}
-    for tree in trees:
-        for key, value in tree.items():
-            old = result.get(key)
-            both = isinstance(old, dict) and isinstance(value, dict)
-            result[key] = _merged(old, value) if both else value  # type: ignore[arg-type]
-    return result
-
-
-def _nested(dotted: str, value: Any) -> dict[str, Any]:
-    """``method.beta`` and 0 as ``{"method": {"beta": 0}}``."""
-    tree = value
-    for part in reversed(dotted.split(".")):
-        tree = {part: tree}
-    return tree
-
-
-def _at(tree: Any, path: Where) -> Any:
-    for part in path:
-        tree = tree[part]
-    return tree
 
 
 def _slug(text: str) -> str:

@@ -309,3 +309,29 @@ def chosen(
         return choose(kind, name, options)
     except InputError as error:
         raise source.refuse(where, str(error)) from None
+
+
+def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings, later ones over earlier ones."""
+    result: dict[str, Any] = {}
+    for tree in trees:
+        for key, value in tree.items():
+            old = result.get(key)
+            both = isinstance(old, dict) and isinstance(value, dict)
+            result[key] = merged(old, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
+def nested_in(dotted: str, value: Any) -> dict[str, Any]:
+    """``method.beta`` and 0 as ``{"method": {"beta": 0}}``."""
+    tree = value
+    for part in reversed(dotted.split(".")):
+        tree = {part: tree}
+    return tree
+
+
+def part_at(tree: Any, path: Where) -> Any:
+    """What stands in a file at the end of a way."""
+    for part in path:
+        tree = tree[part]
+    return tree
