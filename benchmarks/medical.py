@@ -76,7 +76,7 @@ def measure(
         "teacher": evaluate(teacher, data.test, spec) | curve(teacher, data, spec),
         "student": evaluate(student, data.test, spec, teacher) | curve(student, data, spec),
     }
-    logits, labels = predict(student, data.test, spec.mean, spec.std)
+    logits, labels = predict(student, data.test, spec)
     threshold = matched_threshold(teacher, student, generator, spec)
     report["student"] |= {
         "matched_threshold": threshold,
@@ -94,7 +94,7 @@ def matched_threshold(
     does, on synthetic images: needs no real ones."""
     rng = torch.Generator().manual_seed(0)
     images = generator(torch.randn(SYNTHETIC, generator.config.z_dim, generator=rng))
-    x = normalise(images, spec.mean, spec.std)
+    x = normalise(images, spec)
     share = (teacher(x).argmax(1) == 1).double().mean()
     return margins(student(x)).quantile(1 - share).item()
 
@@ -111,7 +111,7 @@ def curve(model: nn.Module, data: ImageData, spec: NetworkSpec) -> dict[str, Any
     """True positive rate on a grid of false positive rates; the accuracy of the best threshold,
     which is found on the test images and so is no result; and that of the threshold that follows
     from the shares of the classes, in training and in the test set, alone."""
-    logits, labels = predict(model, data.test, spec.mean, spec.std)
+    logits, labels = predict(model, data.test, spec)
     margin = margins(logits)
     false, true, _ = roc_curve(labels, margin, drop_intermediate=False)
     grid = torch.linspace(0, 1, POINTS).double()
@@ -141,7 +141,7 @@ def consistency(
     with its map of another image of that class."""
     found: dict[str, list[Tensor]] = {"teacher": [], "student": [], "named": []}
     for images, _ in data.test.batches(128):
-        x = normalise(images, spec.mean, spec.std)
+        x = normalise(images, spec)
         named = teacher(x).argmax(1)
         found["named"].append(named)
         for name, model in (("teacher", teacher), ("student", student)):

@@ -57,7 +57,7 @@ def run(data: ImageData, seed: int) -> dict[str, Any]:
 
     def examine(model: nn.Module) -> dict[str, float]:
         splits = {name: Split(pixels, truth) for name, pixels in exams.items()}
-        return {n: accuracy(*predict(model, s, spec.mean, spec.std)) for n, s in splits.items()}
+        return {n: accuracy(*predict(model, s, spec)) for n, s in splits.items()}
 
     config = replace(lite.distill, episodes=30, warm_up=0, shift=0, seed=seed, measure_every=30)
     planted = plant_shortcut(images, labels)

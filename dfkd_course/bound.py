@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dfkd_lite.data import load
 from dfkd_lite.experiments.trained import trained_student, trained_teacher
 from dfkd_lite.lipschitz import LayerBounds, network_bound
-from dfkd_lite.networks import NetworkSpec, WideResNet, normalise
+from dfkd_lite.networks import FromPixels, WideResNet
 from dfkd_lite.presets import preset
 
 from .checking import Question, Wrong, expect, require
@@ -634,17 +634,6 @@ def compare_tight(
 # ------------------------------------------------------------------------------- trained networks
 
 
-class OnPixels(nn.Module):
-    """A network that normalises: pixels in [0, 1] to logits."""
-
-    def __init__(self, network: nn.Module, spec: NetworkSpec) -> None:
-        super().__init__()
-        self.network, self.mean, self.std = network, spec.mean, spec.std
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network(normalise(images, self.mean, self.std))
-
-
 @dataclass(frozen=True)
 class Trained:
     """A trained pair, images of two generators, and the constants of the networks' layers."""
@@ -669,6 +658,6 @@ def trained(latents: int = 128) -> Trained:
     z = torch.randn(latents, generator.config.z_dim, generator=rng)
     steps = [steps_of(_bounds(n, spec.image_shape, spec.std)) for n in (student, teacher)]
     return Trained(
-        OnPixels(student, spec), OnPixels(teacher, spec),
+        FromPixels(student, spec), FromPixels(teacher, spec),
         generator.eval()(z), star.eval()(z), *steps,
     )  # fmt: skip

@@ -291,14 +291,14 @@ def check_batches(answer: Callable[..., nn.Module], steps: int, channels: int) -
         f"the teacher was asked {len(asked)} times in {steps} steps: once a step is wanted.",
     )
     plain = torch.cat(drawn)
-    once = normalise(plain, spec.mean, spec.std)
+    once = normalise(plain, spec)
     expect(
         torch.cat(asked),
         once,
         "the images that the teacher gets",
         {
             "images in [0, 1], which were not normalised": plain,
-            "images that were normalised twice": normalise(once, spec.mean, spec.std),
+            "images that were normalised twice": normalise(once, spec),
         },
     )
     require(not trained.training, "the student has to come back in evaluation mode.")
@@ -339,7 +339,7 @@ def check_accuracy(answer: Callable[..., nn.Module], seed: int) -> None:
         torch.manual_seed(seed)
         student = small_student(spec.channels, spec.classes)
         trained = answer(teacher, student, spec, draw, 100, 20.0)
-    right = accuracy(*predict(trained, data.test, spec.mean, spec.std))
+    right = accuracy(*predict(trained, data.test, spec))
     require(
         right >= ENOUGH,
         f"after 100 steps the student is right on {right:.0%} of the test images; at least "
@@ -431,7 +431,7 @@ def compare_effective(
     network = _network(channels, classes, seed, sureness)
     rng = torch.Generator().manual_seed(seed)
     images = torch.rand(200, *spec.image_shape, generator=rng)
-    x = normalise(images, spec.mean, spec.std)
+    x = normalise(images, spec)
     with torch.no_grad():
         training = effective_classes(copy.deepcopy(network)(x))
         got = answer(copy.deepcopy(network), spec, images.clone())

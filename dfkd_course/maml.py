@@ -365,7 +365,7 @@ def _teacher() -> tuple[nn.Module, NetworkSpec]:
 def class_task(labels: Tensor) -> Loss:
     """L_cls of Eq. 16: how far images (B, 1, 16, 16) are from these classes for the teacher."""
     teacher, spec = _teacher()
-    return lambda images: class_loss(teacher(normalise(images, spec.mean, spec.std)), labels)
+    return lambda images: class_loss(teacher(normalise(images, spec)), labels)
 
 
 @Question

@@ -120,7 +120,7 @@ def withheld_accuracy(distil: Distil) -> float:
         images, labels = archive["images"], archive["labels"]
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
     with evaluating(student), torch.no_grad():
-        logits = student(normalise(pixels, spec.mean, spec.std))
+        logits = student(normalise(pixels, spec))
     right = accuracy(logits, torch.from_numpy(labels))
     measured["accuracy"] = right
     return right

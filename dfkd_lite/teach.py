@@ -143,7 +143,7 @@ class Teaching:
         pixels = images.permute(0, 2, 3, 1)
         images = augment(pixels, every, self.rng, self.config.shift, self.config.flip)
         with mixed(self.device, self.config.precision):
-            logits = full(self.forward(normalise(images, self.data.mean, self.data.std)))
+            logits = full(self.forward(normalise(images, self.data)))
         loss = F.cross_entropy(logits, labels)
         self.optimiser.zero_grad()
         loss.backward()

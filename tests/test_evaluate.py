@@ -208,7 +208,7 @@ def test_predict_normalises_and_uses_every_image_once_in_order() -> None:
     model, data = Linear(3, 0), split()
     model.train()
     model.drop.eval()  # a mixed state, to be put back as it was
-    logits, labels = predict(model, data, MEAN, STD, batch_size=5)
+    logits, labels = predict(model, data, SPEC, batch_size=5)
     np.testing.assert_allclose(logits.numpy(), by_hand(model, data), rtol=1e-4, atol=1e-5)
     assert torch.equal(labels, data.labels)
     assert not logits.requires_grad
@@ -219,7 +219,7 @@ def test_predict_normalises_and_uses_every_image_once_in_order() -> None:
 def test_the_mode_comes_back_when_the_network_fails() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(7, 3))
     with pytest.raises(RuntimeError):
-        predict(model, split(), MEAN, STD)
+        predict(model, split(), SPEC)
     assert model.training and model[1].training
 
 
@@ -250,8 +250,8 @@ def test_a_network_of_ours_is_evaluated_the_same_in_any_batch_size() -> None:
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randint(256, (7, 2, 8, 8), generator=generator, dtype=torch.uint8)
     data = Split(pixels, torch.arange(7) % 3)
-    one, _ = predict(model, data, MEAN, STD, batch_size=1)
-    all_at_once, _ = predict(model, data, MEAN, STD)
+    one, _ = predict(model, data, SPEC, batch_size=1)
+    all_at_once, _ = predict(model, data, SPEC)
     torch.testing.assert_close(one, all_at_once, rtol=1e-4, atol=1e-5)
 
 
@@ -277,9 +277,9 @@ def test_networks_and_data_that_do_not_fit_are_refused() -> None:
     with pytest.raises(InputError, match="same number of classes"):
         evaluate(Fixed(1.0), split(), SPEC, teacher=Fixed(1.0, classes=4))
     with pytest.raises(InputError, match="empty"):
-        predict(Fixed(1.0), split(0), MEAN, STD)
+        predict(Fixed(1.0), split(0), SPEC)
     with pytest.raises(InputError, match="batch_size"):
-        predict(Fixed(1.0), split(), MEAN, STD, batch_size=0)
+        predict(Fixed(1.0), split(), SPEC, batch_size=0)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def test_file_reads_pixels_in_batches_of_any_size(network, tmp_path):
     for count in (1, 7):
         pixels = torch.rand(count, 1, 16, 16)
         with torch.no_grad():
-            wanted = network(normalise(pixels, SPEC.mean, SPEC.std))
+            wanted = network(normalise(pixels, SPEC))
         torch.testing.assert_close(export.run_onnx(path, pixels), wanted, atol=1e-4, rtol=1e-3)
     assert [p.name for p in tmp_path.iterdir()] == ["student.onnx"]  # nothing half-written beside
     with pytest.raises(InputError, match="no file"):

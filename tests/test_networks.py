@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -19,6 +20,7 @@ from dfkd_lite.errors import InputError
 from dfkd_lite.networks import (
     NETWORKS,
     VGG,
+    FromPixels,
     Layers,
     NetworkSpec,
     ResNet,
@@ -472,9 +474,11 @@ def test_normalise_against_torchvision():
     from torchvision.transforms.functional import normalize
 
     images = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    mean, std = (0.1, 0.5, 0.9), (0.2, 1.0, 0.3)
-    torch.testing.assert_close(normalise(images, mean, std), normalize(images, mean, std))
-    double = normalise(images.double(), mean, std)
+    spec = NetworkSpec("wrn-16-1", 10, 3, 8, (0.1, 0.5, 0.9), (0.2, 1.0, 0.3))
+    wanted = normalize(images, spec.mean, spec.std)
+    torch.testing.assert_close(normalise(images, spec), wanted)
+    torch.testing.assert_close(FromPixels(nn.Identity(), spec)(images), wanted)
+    double = normalise(images.double(), spec)
     assert double.dtype == torch.float64
 
 
@@ -487,4 +491,4 @@ def test_normalise_against_torchvision():
 )
 def test_normalise_refuses(mean, std, message):
     with pytest.raises(InputError, match=message):
-        normalise(torch.zeros(1, 3, 8, 8), mean, std)
+        normalise(torch.zeros(1, 3, 8, 8), SimpleNamespace(mean=mean, std=std))

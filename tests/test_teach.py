@@ -32,7 +32,7 @@ def test_a_teacher_learns_and_one_seed_governs_it(digits):
     assert not one.training
     assert [row["epoch"] for row in history] == [1, 2]
     assert history[1]["loss"] < history[0]["loss"]
-    assert accuracy(*predict(one, digits.test, spec.mean, spec.std)) > 0.6  # guessing: 0.1
+    assert accuracy(*predict(one, digits.test, spec)) > 0.6  # guessing: 0.1
     assert (spec.network, spec.classes, spec.image_shape) == ("wrn-10-1", 10, (1, 16, 16))
     assert (spec.mean, spec.std) == (digits.mean, digits.std)
 

@@ -37,17 +37,17 @@ def test_shipped_networks_are_found_and_as_good_as_they_say(no_training):
     assert not teacher.training and not student.training and not generator.training
     (path,) = (SHIPPED / "teachers").glob("digits-16px_wrn-16-1_seed0.safetensors")
     said = float(read_metadata(path)["test_accuracy"])
-    assert accuracy(*predict(teacher, data.test, spec.mean, spec.std)) == pytest.approx(
+    assert accuracy(*predict(teacher, data.test, spec)) == pytest.approx(
         said,
         abs=2.1e-3,  # one image of 500 may fall otherwise on another machine
     )
     # as the recorded run of the same settings and seed, to a point
     recorded = read_records("digits")[0]["last"]["student"]["accuracy"]
-    measured = accuracy(*predict(student, data.test, spec.mean, spec.std))
+    measured = accuracy(*predict(student, data.test, spec))
     assert measured == pytest.approx(recorded, abs=0.015)
     images = generator(torch.randn(4, generator.config.z_dim))
     assert images.shape == (4, 1, 16, 16)
-    assert teacher(normalise(images, spec.mean, spec.std)).shape == (4, 10)
+    assert teacher(normalise(images, spec)).shape == (4, 10)
 
 
 def short(**changes):

@@ -82,7 +82,7 @@ def main() -> None:
         data = load(archive)
     config = TeachConfig(epochs=20, batch_size=64, shift=1, flip=False, seed=seed)
     network, spec, _ = teach("wrn-16-1", data, config)
-    right = accuracy(*predict(network, data.test, spec.mean, spec.std))
+    right = accuracy(*predict(network, data.test, spec))
     save_network(TEACHER, network, spec, {})
     write_json(CARD, {"seed": seed, "test_accuracy": round(right, 4)})
     print(f"{TEACHER.name}: {right:.1%} on {len(data.test)} test images")

@@ -72,7 +72,7 @@ def _teach(options: argparse.Namespace) -> None:
     data = _data(options)
     network = options.network or chosen.teacher
     model, spec, history = teach(network, data, config, options.device)
-    right = accuracy(*predict(model, data.test, spec.mean, spec.std))
+    right = accuracy(*predict(model, data.test, spec))
     notes = {"data": data.name, "config": repr(config), "test_accuracy": f"{right:.4f}"}
     save_network(options.out, model, spec, notes)
     print(f"{network} on {data.name}: test accuracy {right:.2%} after {len(history)} epochs")
@@ -190,7 +190,7 @@ def _check_data(data: ImageData, spec: NetworkSpec) -> None:
 
 def _accuracy_on(data: ImageData, spec: NetworkSpec) -> Measure:
     def measure(model: nn.Module) -> dict[str, float]:
-        return {"accuracy": accuracy(*predict(model, data.test, spec.mean, spec.std))}
+        return {"accuracy": accuracy(*predict(model, data.test, spec))}
 
     return measure
 

@@ -154,7 +154,7 @@ def _distil(
     def measure(student: nn.Module) -> dict[str, float]:
         newest = distillation.pool.newest(batch)
         signs = data_free_signs(teacher, student, newest, distillation.normalise(newest))
-        return {"accuracy": accuracy(*predict(student, data.test, spec.mean, spec.std)), **signs}
+        return {"accuracy": accuracy(*predict(student, data.test, spec)), **signs}
 
     distillation = Distillation(
         teacher, run.student, spec, run.distill, run.method, place.device, measure

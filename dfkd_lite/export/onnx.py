@@ -11,26 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..networks import NetworkSpec, evaluating, normalise
+from ..networks import FromPixels, NetworkSpec, evaluating
 from ..storage.files import write_bytes
 from ..storage.weights import check_finite
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
-
-
-class FromPixels(nn.Module):
-    """A network with its normalisation: images (B, C, H, W) in [0, 1] -> logits (B, K).
-
-    Whoever runs an exported file has no ``NetworkSpec`` at hand; a forgotten normalisation is the
-    most common reason for wrong answers.
-    """
-
-    def __init__(self, model: nn.Module, spec: NetworkSpec) -> None:
-        super().__init__()
-        self.model, self.mean, self.std = model, spec.mean, spec.std
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.model(normalise(pixels, self.mean, self.std))
 
 
 def export_onnx(

@@ -6,7 +6,6 @@ network's outputs; :func:`predict` makes the logits, :func:`evaluate` calls them
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from .. import kd
 from ..errors import DivergedError, InputError, check_range
-from ..networks import NetworkSpec, evaluating, normalise
+from ..networks import NetworkSpec, Statistics, evaluating, normalise
 
 if TYPE_CHECKING:
     from ..data import AnySplit
@@ -25,8 +24,7 @@ if TYPE_CHECKING:
 def predict(
     model: nn.Module,
     split: AnySplit,
-    mean: Sequence[float],
-    std: Sequence[float],
+    spec: Statistics,
     batch_size: int = 256,
 ) -> tuple[Tensor, Tensor]:
     """Run ``model`` over a split in evaluation mode and put its mode back after.
@@ -34,8 +32,7 @@ def predict(
     Args:
         model: images (B, C, H, W), normalised, -> logits (B, K), on whatever device it is.
         split: the images and labels, in order.
-        mean: C numbers, what is subtracted from images in [0, 1].
-        std: C numbers, what they are then divided by.
+        spec: how images in [0, 1] are normalised: a ``NetworkSpec``, or the data set itself.
         batch_size: images at a time; changes the memory needed and nothing else.
 
     Returns:
@@ -48,7 +45,7 @@ def predict(
     logits, labels = [], []
     with evaluating(model):
         for images, wanted in split.batches(batch_size, device=_device(model)):
-            logits.append(model(normalise(images, mean, std)).cpu())
+            logits.append(model(normalise(images, spec)).cpu())
             labels.append(wanted.cpu())
     if not logits:
         raise InputError("There are no images to evaluate on: the split is empty.")
@@ -82,7 +79,7 @@ def evaluate(
     Raises:
         InputError: as :func:`predict`; a number of outputs that is not the spec's or the teacher's.
     """
-    logits, labels = predict(model, split, spec.mean, spec.std, batch_size)
+    logits, labels = predict(model, split, spec, batch_size)
     if logits.shape[1] != spec.classes:
         raise InputError(
             f"The network has {logits.shape[1]} outputs and the data {spec.classes} classes: "
@@ -97,7 +94,7 @@ def evaluate(
         "reliability": [sums.tolist() for sums in reliability(logits, labels)],
     }
     if teacher is not None:
-        wanted, _ = predict(teacher, split, spec.mean, spec.std, batch_size)
+        wanted, _ = predict(teacher, split, spec, batch_size)
         report["agreement"] = agreement(logits, wanted)
         report["kl_to_teacher"] = kd.kl_divergence(logits, wanted, temperature=1.0).item()
         report["mse_to_teacher"] = kd.mse_logits(logits, wanted).item()

@@ -46,7 +46,7 @@ class Problem:
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images in [0, 1] -> what both networks read."""
-        return normalise(images, self.spec.mean, self.spec.std)
+        return normalise(images, self.spec)
 
     def pixels(self, x: Tensor) -> Tensor:
         """What the networks read -> images, in [0, 1] where they are images of pixels."""

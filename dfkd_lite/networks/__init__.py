@@ -2,7 +2,7 @@
 
 from .layers import Layers, batch_norms, capture, count_parameters, evaluating, find_layers
 from .resnet import ResNet
-from .spec import NetworkSpec, normalise
+from .spec import FromPixels, NetworkSpec, Statistics, normalise
 from .vgg import VGG
 from .wide_resnet import WideResNet
 from .zoo import NETWORKS, build
@@ -10,9 +10,11 @@ from .zoo import NETWORKS, build
 __all__ = [
     "NETWORKS",
     "VGG",
+    "FromPixels",
     "Layers",
     "NetworkSpec",
     "ResNet",
+    "Statistics",
     "WideResNet",
     "batch_norms",
     "build",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InputError, check_range
 
@@ -49,22 +50,48 @@ class NetworkSpec:
         return self.channels, self.size, self.size
 
 
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+class Statistics(Protocol):
+    """Whatever has the mean and the standard deviation of each channel of images in [0, 1]."""
+
+    @property
+    def mean(self) -> Sequence[float]: ...
+
+    @property
+    def std(self) -> Sequence[float]: ...
+
+
+def normalise(images: Tensor, of: Statistics) -> Tensor:
     """``(images - mean) / std`` per channel, as networks expect their input.
 
     Args:
         images: float (..., C, H, W), usually in [0, 1].
-        mean, std: C numbers each, ``std`` above zero.
+        of: a :class:`NetworkSpec` or a data set, with C numbers in each of ``mean`` and ``std``.
 
     Raises:
         InputError: the number of channels differs, or a deviation is not above zero.
     """
     channels = images.shape[-3] if images.ndim >= 3 else 0
-    if not channels == len(mean) == len(std):
+    if not channels == len(of.mean) == len(of.std):
         raise InputError(
-            f"The images have {channels} channels, but there are {len(mean)} means and "
-            f"{len(std)} standard deviations; give one of each for every channel."
+            f"The images have {channels} channels, but there are {len(of.mean)} means and "
+            f"{len(of.std)} standard deviations; give one of each for every channel."
         )
-    if min(std) <= 0:
-        raise InputError(f"A standard deviation must be above 0, but one is {min(std)}.")
-    return (images - images.new_tensor(mean).view(-1, 1, 1)) / images.new_tensor(std).view(-1, 1, 1)
+    if min(of.std) <= 0:
+        raise InputError(f"A standard deviation must be above 0, but one is {min(of.std)}.")
+    mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (of.mean, of.std))
+    return (images - mean) / std
+
+
+class FromPixels(nn.Module):
+    """A network with its normalisation: images (B, C, H, W) in [0, 1] -> logits (B, K).
+
+    Whoever has no ``NetworkSpec`` at hand can forget the normalisation: the most common reason for
+    wrong answers.
+    """
+
+    def __init__(self, model: nn.Module, spec: Statistics) -> None:
+        super().__init__()
+        self.model, self.mean, self.std = model, spec.mean, spec.std
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model(normalise(pixels, self))

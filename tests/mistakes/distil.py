@@ -68,7 +68,7 @@ MISTAKES = [
     ),
     Mistake(
         "images not normalised",
-        "x = normalise(draw(), spec.mean, spec.std)",
+        "x = normalise(draw(), spec)",
         "x = draw()",
         {"q4": 3},
         "not normalised",
