@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from .distill import DistillConfig
@@ -24,71 +25,27 @@ class Preset:
     teach: TeachConfig
     distill: DistillConfig
     method: Any
+    #: By method: what differs in the loop, and in the method's published settings.
+    others: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=dict)
+    authors_loop: bool = False  # each other method in the loop of its authors
 
     def of_method(self, name: str) -> Preset:
-        """The preset for another method of ``METHODS``.
+        """The preset for another method of ``METHODS``, with its published settings.
 
-        ``lite`` has settings of its own for each. In the other presets a method comes with its
-        published ones, in ``paper`` with its authors' loop too.
+        ``lite`` changes some of them for each (``others``); in ``paper`` a method also comes with
+        its authors' loop.
         """
         method = METHODS[choose("method", name, METHODS)]
         if type(self.method) is method.Config:
             return self
-        loop, settings = LITE_METHODS.get(name, ({}, {})) if self is PRESETS["lite"] else ({}, {})
-        if self is PRESETS["paper"] and method.about is not None:
+        loop, settings = self.others.get(name, ({}, {}))
+        if self.authors_loop and method.about is not None:
             loop = method.about.loop
         return dataclasses.replace(
             self,
             distill=dataclasses.replace(self.distill, **loop),
             method=replaced(method.Config(), settings),
         )
-
-
-PRESETS: dict[str, Preset] = {
-    # Two cores, the digits, a minute. Measured in data/records/.
-    "lite": Preset(
-        teacher="wrn-16-1",
-        student="wrn-10-1",
-        teach=TeachConfig(epochs=15, batch_size=64, shift=1, flip=False),
-        distill=DistillConfig(
-            episodes=64,
-            warm_up=5,
-            student_steps=10,
-            batch_size=64,
-            lr=0.1,  # with beta > 0 the first steps at 0.2 can diverge
-            lr_warm_up=0.1,
-            shift=1,
-            flip=False,
-            pool_size=10_000,
-        ),
-        method=FsscConfig(
-            synthesis_batch=64,
-            adversarial_weight=1.0,
-            generator=GeneratorConfig(width=32),
-        ),
-    ),
-    # One GPU, minutes.
-    "colab": Preset(
-        teacher="wrn-16-2",
-        student="wrn-16-1",
-        teach=TeachConfig(epochs=35),
-        distill=DistillConfig(episodes=130, warm_up=5, student_steps=60),
-        method=FsscConfig(
-            synthesis_batch=256,
-            class_weight=1.0,
-            adversarial_weight=1.1,
-            meta=MetaConfig(steps=4),
-        ),
-    ),
-    # The paper's networks; where it is silent on the budget, FastDFKD's.
-    "paper": Preset(
-        teacher="wrn-40-2",
-        student="wrn-16-1",
-        teach=TeachConfig(epochs=200),
-        distill=DistillConfig(),
-        method=FsscConfig(),
-    ),
-}
 
 
 _SMALL = {"synthesis_batch": 64, "generator": {"width": 32}}
@@ -145,6 +102,55 @@ LITE_METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "mix": (
         {"episodes": 84, "warm_up": 4},
         _SMALL | {"adversarial_weight": 1.0, "shift": 1, "flip": False},
+    ),
+}
+
+
+PRESETS: dict[str, Preset] = {
+    # Two cores, the digits, a minute. Measured in data/records/.
+    "lite": Preset(
+        teacher="wrn-16-1",
+        student="wrn-10-1",
+        teach=TeachConfig(epochs=15, batch_size=64, shift=1, flip=False),
+        distill=DistillConfig(
+            episodes=64,
+            warm_up=5,
+            student_steps=10,
+            batch_size=64,
+            lr=0.1,  # with beta > 0 the first steps at 0.2 can diverge
+            lr_warm_up=0.1,
+            shift=1,
+            flip=False,
+            pool_size=10_000,
+        ),
+        method=FsscConfig(
+            synthesis_batch=64,
+            adversarial_weight=1.0,
+            generator=GeneratorConfig(width=32),
+        ),
+        others=LITE_METHODS,
+    ),
+    # One GPU, minutes.
+    "colab": Preset(
+        teacher="wrn-16-2",
+        student="wrn-16-1",
+        teach=TeachConfig(epochs=35),
+        distill=DistillConfig(episodes=130, warm_up=5, student_steps=60),
+        method=FsscConfig(
+            synthesis_batch=256,
+            class_weight=1.0,
+            adversarial_weight=1.1,
+            meta=MetaConfig(steps=4),
+        ),
+    ),
+    # The paper's networks; where it is silent on the budget, FastDFKD's.
+    "paper": Preset(
+        teacher="wrn-40-2",
+        student="wrn-16-1",
+        teach=TeachConfig(epochs=200),
+        distill=DistillConfig(),
+        method=FsscConfig(),
+        authors_loop=True,
     ),
 }
 

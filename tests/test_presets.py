@@ -1,5 +1,7 @@
 """Presets by name, and single settings changed by name."""
 
+import dataclasses
+
 import pytest
 
 from dfkd_lite.errors import InputError
@@ -31,6 +33,20 @@ def test_the_paper_s_preset_holds_table_1():
 def test_unknown_preset_offers_the_nearest():
     with pytest.raises(InputError, match="Did you mean 'colab'"):
         preset("collab")
+
+
+def test_a_changed_copy_has_the_same_settings_for_other_methods():
+    lite = preset("lite")
+    for name in ("dafl", "nayer"):
+        copy, same = (
+            dataclasses.replace(lite, student="wrn-16-1").of_method(name),
+            lite.of_method(name),
+        )
+        assert (copy.distill, copy.method) == (same.distill, same.method)
+    assert lite.of_method("dafl").distill.episodes == 160  # LITE_METHODS
+    paper = dataclasses.replace(preset("paper"), student="wrn-40-1")
+    assert paper.of_method("dafl").distill == preset("paper").of_method("dafl").distill
+    assert paper.of_method("dafl").distill != paper.distill  # its authors' loop
 
 
 def test_override_reaches_nested_settings_and_leaves_the_rest():
