@@ -62,7 +62,7 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
         changed = replace(method, **changes)
         run = Distillation(teacher, options.student, spec, loop, changed, options.device)
         with frozen(run.network):
-            run.pool.add(run.running.synthesise(run.network, warm_up=False)[0])
+            run.pool.add(run.method.synthesise(run.network, warm_up=False)[0])
         run.episode = loop.warm_up
         run.network.train()
         return run
@@ -112,12 +112,12 @@ def next_batch(run: Distillation) -> Tensor:
 
 def synthesis(run: Distillation) -> None:
     with frozen(run.network), precision(run):
-        run.running.synthesise(run.network, warm_up=False)
+        run.method.synthesise(run.network, warm_up=False)
 
 
 def bare_synthesis(run: Distillation) -> None:
     """Generator, teacher and student forward, and backward to the generator's weights and z."""
-    method = run.running
+    method = run.method
     for _ in range(method.config.meta.steps):
         z = torch.randn(method.config.synthesis_batch, method.config.generator.z_dim)
         z = z.to(run._device).requires_grad_()

@@ -88,7 +88,8 @@ class Result:
 class Distillation:
     """One run. ``student`` is a network's name, or a module that is trained in place.
 
-    ``spec`` says what the teacher reads; ``method`` is the settings of one of ``methods``.
+    ``spec`` says what the teacher reads. ``method`` is given as the settings of one of ``methods``;
+    afterwards it is the running method, which has them as ``method.config``.
     ``measure`` is called now and then with the student in eval mode; what it returns goes into the
     history and nowhere else: no real image and no test result reaches the run. Layers are found
     where they are not given.
@@ -112,7 +113,7 @@ class Distillation:
         parallel.check_split(config.batch_size)
         self._device = resolve_device(self.device)
         check_finite("The teacher", self.teacher)
-        self._teacher = fingerprint(self.teacher)
+        self.teacher_checksum = fingerprint(self.teacher)
         self.teacher = placed(self.teacher, self._device).eval().requires_grad_(False)
         with seeded(config.seed):
             if isinstance(self.student, str):
@@ -129,7 +130,7 @@ class Distillation:
                 config.episodes,
             )
             self.rng, self.normalise = problem.rng, problem.normalise
-            self.running = create(self.method, problem)
+            self.method = create(self.method, problem)
         self.pool = ImagePool(config.pool_size, spec.image_shape, self._device)
         self.optimiser = torch.optim.SGD(
             self.network.parameters(),
@@ -178,7 +179,7 @@ class Distillation:
                     if parallel.rank() == 0:
                         self._save(Path(folder))
                     parallel.wait()
-        modules = {name: module.eval() for name, module in self.running.modules().items()}
+        modules = {name: module.eval() for name, module in self.method.modules().items()}
         return Result(self.evaluated_student.eval(), modules, self.pool, self.history)
 
     def step(self) -> dict[str, float]:
@@ -187,7 +188,7 @@ class Distillation:
         warm_up = self.episode < self.config.warm_up
         logs: dict[str, list[Tensor]] = defaultdict(list)
         with frozen(self.network), mixed(self._device, self.config.precision):
-            images, parts = self.running.synthesise(self.network, warm_up)
+            images, parts = self.method.synthesise(self.network, warm_up)
         self.pool.add(parallel.gathered(images))
         _collect(logs, parts)
         made = time.perf_counter()
@@ -224,7 +225,7 @@ class Distillation:
             group["lr"] = learning_rate(config, share)
         images = self.pool.sample(config.batch_size, self.rng, config.shift, config.flip)
         with mixed(self._device, config.precision):
-            loss, logs = self.running.transfer_loss(
+            loss, logs = self.method.transfer_loss(
                 self.network, self.normalise(parallel.mine(images))
             )
         self.optimiser.zero_grad()
@@ -250,13 +251,13 @@ class Distillation:
         weights = {"student": self.network.state_dict()}
         if self.average is not None:
             weights["average"] = self.average.module.state_dict()
-        for name, module in self.running.modules().items():
+        for name, module in self.method.modules().items():
             weights[name] = module.state_dict()
         state = {
             "run": self._identity(),
             "optimiser": self.optimiser.state_dict(),
             "averaged": 0 if self.average is None else int(self.average.n_averaged),
-            "method": self.running.state_dict(),
+            "method": self.method.state_dict(),
             "pool": self.pool.state_dict(),
             "rng": self.rng.get_state(),
             "history": self.history,
@@ -272,10 +273,10 @@ class Distillation:
         if self.average is not None:
             self.average.module.load_state_dict(found.weights["average"])
             self.average.n_averaged.fill_(found.state["averaged"])
-        for name, module in self.running.modules().items():
+        for name, module in self.method.modules().items():
             module.load_state_dict(found.weights[name])
         self.optimiser.load_state_dict(found.state["optimiser"])
-        self.running.load_state_dict(found.state["method"])
+        self.method.load_state_dict(found.state["method"])
         self.pool.load_state_dict(found.state["pool"])
         self.rng.set_state(found.state["rng"])
         self.history = found.state["history"]
@@ -285,7 +286,8 @@ class Distillation:
     def _identity(self) -> str:
         """What a checkpoint must have in common with this run: all that its end depends on."""
         student = {name: tuple(p.shape) for name, p in self.network.state_dict().items()}
-        return f"{self.spec} | {self.config} | {self.method} | {self._teacher} | {student}"
+        parts = self.spec, self.config, self.method.config, self.teacher_checksum, student
+        return " | ".join(map(str, parts))
 
 
 def distill(

@@ -112,11 +112,11 @@ def test_a_folder_with_a_run_is_not_overwritten(teacher, tmp_path):
 def test_teacher_never_changes_and_nobody_trains_out_of_turn(teacher):
     before = copy.deepcopy(teacher.state_dict())
     distillation = Distillation(teacher, "wrn-10-1", SPEC, CONFIG, METHOD, "cpu")
-    student, generator = distillation.network, distillation.running.generator
+    student, generator = distillation.network, distillation.method.generator
     student_before = copy.deepcopy(student.state_dict())
     generator_before = copy.deepcopy(generator.state_dict())
     with frozen(student):
-        images, _ = distillation.running.synthesise(student, warm_up=False)
+        images, _ = distillation.method.synthesise(student, warm_up=False)
     # synthesis moved the generator and nothing else
     assert all(torch.equal(v, student_before[k]) for k, v in student.state_dict().items())
     assert all(p.grad is None for p in student.parameters())
@@ -142,8 +142,8 @@ def test_generator_loss_is_equation_16(teacher):
     distillation = Distillation(teacher, "wrn-10-1", SPEC, CONFIG, config, "cpu")
     images, labels = torch.rand(8, 1, 16, 16), torch.arange(8) % 4
     student = distillation.network.eval()
-    with distillation.running.bn:
-        loss, _ = distillation.running.generator_loss(images, labels, student, warm_up=False)
+    with distillation.method.bn:
+        loss, _ = distillation.method.generator_loss(images, labels, student, warm_up=False)
     x = (images - 0.4) / 0.3
     with BatchNormLoss(teacher) as bn, torch.no_grad():
         t, s = teacher(x), student(x)
@@ -151,14 +151,14 @@ def test_generator_loss_is_equation_16(teacher):
     agree = t.argmax(1) == s.argmax(1)
     kl = (t.softmax(1) * (t.log_softmax(1) - s.log_softmax(1))).sum(1)
     torch.testing.assert_close(loss, expected - 7 * (kl * agree).mean())
-    with distillation.running.bn:
-        warm, _ = distillation.running.generator_loss(images, labels, student, warm_up=True)
+    with distillation.method.bn:
+        warm, _ = distillation.method.generator_loss(images, labels, student, warm_up=True)
     torch.testing.assert_close(warm, expected)
 
 
 def test_student_loss_is_equation_17(teacher):
     distillation = Distillation(teacher, "wrn-10-1", SPEC, CONFIG, replace(METHOD, beta=3.0), "cpu")
-    running, student = distillation.running, distillation.network.train()
+    running, student = distillation.method, distillation.network.train()
     x = torch.randn(8, 1, 16, 16)
     loss, logs = running.transfer_loss(student, x)
     teacher_logits, teacher_maps = running.msarc.teacher_maps(teacher, x)
@@ -172,7 +172,7 @@ def test_student_loss_is_equation_17(teacher):
 
 
 def distill_method(teacher, config):
-    return Distillation(teacher, "wrn-10-1", SPEC, CONFIG, config, "cpu").running
+    return Distillation(teacher, "wrn-10-1", SPEC, CONFIG, config, "cpu").method
 
 
 def test_learning_rate_rises_linearly_then_follows_a_cosine():

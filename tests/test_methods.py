@@ -106,7 +106,7 @@ def test_synthesis_changes_no_network_but_the_method_s_own(teacher, name):
     run = started(teacher, name)
     before = state(run.teacher), state(run.network)
     with frozen(run.network):
-        images, logs = run.running.synthesise(run.network, warm_up=False)
+        images, logs = run.method.synthesise(run.network, warm_up=False)
         assert not run.network.training and not run.teacher.training
     assert same(before[0], state(run.teacher)) and same(before[1], state(run.network))
     assert all(p.grad is None for p in run.teacher.parameters())
@@ -120,18 +120,18 @@ def test_transfer_reaches_the_student_and_nothing_else(teacher, name):
     run = started(teacher, name)
     for parameter in run.network.parameters():
         parameter.grad = None
-    for module in run.running.modules().values():
+    for module in run.method.modules().values():
         for parameter in module.parameters():
             parameter.grad = None
-    own = {n: state(m) for n, m in run.running.modules().items()}
+    own = {n: state(m) for n, m in run.method.modules().items()}
     before = state(run.teacher)
     run.network.train()
     x = run.normalise(run.pool.sample(8, run.rng))
-    loss, _ = run.running.transfer_loss(run.network, x)
+    loss, _ = run.method.transfer_loss(run.network, x)
     loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in run.network.parameters())
     assert same(before, state(run.teacher)) and not run.teacher.training
-    for n, module in run.running.modules().items():
+    for n, module in run.method.modules().items():
         assert same(own[n], state(module)), f"transfer changed {n}"
         assert all(p.grad is None for p in module.parameters()), f"transfer reached {n}"
 
@@ -139,13 +139,13 @@ def test_transfer_reaches_the_student_and_nothing_else(teacher, name):
 @pytest.mark.parametrize("name", OWN)
 def test_generator_learns_in_synthesis(teacher, name):
     run = started(teacher, name)
-    if not run.running.modules():
+    if not run.method.modules():
         pytest.skip("it has no generator: pixels are optimised")
-    own = {n: state(m) for n, m in run.running.modules().items()}
+    own = {n: state(m) for n, m in run.method.modules().items()}
     with frozen(run.network):
-        run.running.trained = False  # LS-GDFD's generators learn in the first call only
-        run.running.synthesise(run.network, warm_up=False)
-    assert not all(same(own[n], state(m)) for n, m in run.running.modules().items())
+        run.method.trained = False  # LS-GDFD's generators learn in the first call only
+        run.method.synthesise(run.network, warm_up=False)
+    assert not all(same(own[n], state(m)) for n, m in run.method.modules().items())
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -153,7 +153,7 @@ def test_no_disagreement_is_sought_during_the_warm_up(teacher, name):
     """A student that knows nothing must not matter; the games have no warm-up."""
     run = Distillation(teacher, "wrn-10-1", SPEC, LOOP, SMALL[name], "cpu")
     with frozen(run.network):
-        _, logs = run.running.synthesise(run.network, warm_up=True)
+        _, logs = run.method.synthesise(run.network, warm_up=True)
     games = {"zskt", "dfad", "dfq"}  # their papers know no warm-up
     assert ("adv" in logs) == (name in games)
 
@@ -202,7 +202,7 @@ def test_evaluations_are_those_that_the_teacher_sees(teacher, name):
     handle = run.teacher.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
     with frozen(run.network):
         for episode in range(LOOP.episodes):
-            run.running.synthesise(run.network, episode < LOOP.warm_up)
+            run.method.synthesise(run.network, episode < LOOP.warm_up)
     handle.remove()
     assert sum(seen) == METHODS[name].evaluations(SMALL[name], LOOP)
 
@@ -256,8 +256,8 @@ def parts_and_loss(teacher, name, **weights):
     config = replace(SMALL[name], **weights)
     run = Distillation(teacher, "wrn-10-1", SPEC, LOOP, config, "cpu")
     images = torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(1))
-    with frozen(run.network), run.running.watching():
-        loss, parts = run.running.image_loss(images, run.network)
+    with frozen(run.network), run.method.watching():
+        loss, parts = run.method.image_loss(images, run.network)
         x = run.normalise(images)
         return loss.item(), parts, run.teacher(x), run.network(x), run
 
@@ -268,7 +268,7 @@ def test_dafl_by_hand(teacher):
     one_hot = -p.max(1).values.log().mean()
     mean_p = p.mean(0)
     features = {}
-    name = run.running.problem.teacher_layers.stages[-1]
+    name = run.method.problem.teacher_layers.stages[-1]
     module = dict(run.teacher.named_modules())[name]
     handle = module.register_forward_hook(lambda *a: features.update(f=a[2]))
     x = run.normalise(torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(1)))
@@ -285,7 +285,7 @@ def test_dfad_by_hand(teacher):
     assert loss == pytest.approx(-(t - s).abs().mean().item(), rel=1e-6)
     x = torch.randn(8, 1, 16, 16)
     with frozen(run.network):
-        got, _ = run.running.transfer_loss(run.network, x)
+        got, _ = run.method.transfer_loss(run.network, x)
         assert got.item() == pytest.approx((run.teacher(x) - run.network(x)).abs().mean().item())
 
 
@@ -331,7 +331,7 @@ def test_zskt_s_student_is_asked_for_a_mean_over_classes(teacher):
     run = started(teacher, "zskt")
     x = torch.randn(8, 1, 16, 16)
     with frozen(run.network):
-        loss, parts = run.running.transfer_loss(run.network, x)
+        loss, parts = run.method.transfer_loss(run.network, x)
         assert parts["kd"].item() == pytest.approx(kl(run.teacher(x), run.network(x)).item() / 4)
     assert loss.item() == pytest.approx((parts["kd"] + 250 * parts["at"]).item(), rel=1e-5)
 
@@ -347,8 +347,8 @@ def test_zskt_s_student_is_asked_for_a_mean_over_classes(teacher):
 def test_terms_are_added_up_with_the_published_weights(teacher, name, weights):
     run = Distillation(teacher, "wrn-10-1", SPEC, LOOP, SMALL[name], "cpu")
     images, labels = torch.rand(8, 1, 16, 16), torch.arange(8) % 4
-    with frozen(run.network), run.running.bn:
-        loss, parts = run.running.image_loss(images, labels, run.network, False)
+    with frozen(run.network), run.method.bn:
+        loss, parts = run.method.image_loss(images, labels, run.network, False)
     assert parts.keys() == weights.keys()
     wanted = sum(weight * parts[term].item() for term, weight in weights.items())
     assert loss.item() == pytest.approx(wanted, rel=1e-5)
@@ -356,7 +356,7 @@ def test_terms_are_added_up_with_the_published_weights(teacher, name, weights):
 
 def test_spaceshipnet_s_maps_are_what_the_logits_are_made_of(teacher):
     run = Distillation(teacher, "wrn-10-1", SPEC, LOOP, SMALL["spaceshipnet"], "cpu")
-    layers, x = run.running.problem.teacher_layers, torch.randn(8, 1, 16, 16).requires_grad_()
+    layers, x = run.method.problem.teacher_layers, torch.randn(8, 1, 16, 16).requires_grad_()
     with capture(run.teacher, layers.stages) as features:
         logits = run.teacher(x)
     classes = torch.arange(8) % 4
@@ -373,9 +373,9 @@ def test_spaceshipnet_s_student_has_nothing_to_learn_from_itself(teacher):
     run = started(teacher, "spaceshipnet")
     images = run.pool.newest(8)
     itself = copy.deepcopy(run.teacher).requires_grad_()
-    loss, parts = run.running.transfer_loss(itself, images)
+    loss, parts = run.method.transfer_loss(itself, images)
     assert loss.item() == pytest.approx(0, abs=1e-6) and parts.keys() == {"kd", "cam", "grad_cam"}
-    loss, parts = run.running.transfer_loss(run.network.eval(), images)
+    loss, parts = run.method.transfer_loss(run.network.eval(), images)
     assert all(part > 0 for part in parts.values())
     assert loss.item() == pytest.approx(sum(part.item() for part in parts.values()), rel=1e-5)
 
@@ -383,12 +383,12 @@ def test_spaceshipnet_s_student_has_nothing_to_learn_from_itself(teacher):
 def test_ls_gdfd_s_generators_share_out_the_classes(teacher):
     config = replace(SMALL["ls-gdfd"], generators=3)
     run = Distillation(teacher, "wrn-10-1", SPEC, LOOP, config, "cpu")
-    assert [part.tolist() for part in run.running.parts] == [[0, 1], [2], [3]]
+    assert [part.tolist() for part in run.method.parts] == [[0, 1], [2], [3]]
     told = []
-    for generator in run.running.generators:
+    for generator in run.method.generators:
         generator.register_forward_pre_hook(lambda _, args: told.append(args[0][:, -4:].argmax(1)))
-    run.running.generators.eval()
-    _, labels = run.running._images()
+    run.method.generators.eval()
+    _, labels = run.method._images()
     assert [sorted(set(one.tolist())) for one in told] == [[0, 1], [2], [3]]
     assert torch.equal(torch.cat(told), labels)
     with pytest.raises(InputError, match="5 generators for 4 classes"):
@@ -419,7 +419,7 @@ def test_info_nce_by_hand():
 def test_contrast_by_hand(teacher):
     """New and banked pairs count alike, keys get no gradient, the bank keeps the newest pairs."""
     run = Distillation(teacher, "wrn-10-1", SPEC, LOOP, SMALL["cmi"], "cpu")
-    contrast = run.running.contrast
+    contrast = run.method.contrast
     width = contrast.bank.shape[-1]
     bank = torch.randn(10, 2, width, generator=torch.Generator().manual_seed(2))
     contrast.remember(bank)
@@ -484,8 +484,8 @@ def test_contrast_in_a_mix_leaves_the_statistics_of_the_images(teacher):
         config = replace(SMALL["mix"], exchange=0.0, contrast_weight=weight)
         run = Distillation(teacher, "wrn-10-1", SPEC, LOOP, config, "cpu")
         with frozen(run.network):
-            run.running.synthesise(run.network, warm_up=True)
-        averages.append(run.running.bn.average)
+            run.method.synthesise(run.network, warm_up=True)
+        averages.append(run.method.bn.average)
     for one, two in zip(averages[0].values(), averages[1].values(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
 
@@ -495,9 +495,9 @@ def test_exchange_in_a_mix_adds_mixtures_of_the_present_generator(teacher):
         config = replace(SMALL["mix"], exchange=exchange)
         run = Distillation(teacher, "wrn-10-1", SPEC, LOOP, config, "cpu")
         with frozen(run.network):
-            images, _ = run.running.synthesise(run.network, warm_up=True)
-        assert len(images) == 16 and len(run.running.memory.entries) == 1
-        plain = run.running.generator.eval().decode(run.running.memory.entries[0][0].float(), 0)
+            images, _ = run.method.synthesise(run.network, warm_up=True)
+        assert len(images) == 16 and len(run.method.memory.entries) == 1
+        plain = run.method.generator.eval().decode(run.method.memory.entries[0][0].float(), 0)
         nearest = torch.cdist(images[8:].flatten(1), plain.flatten(1)).amin(1)
         # the memory is in half precision; with 1e-9 nothing is exchanged
         assert (nearest < 5e-3).all() if exchange < 1 else (nearest > 2e-2).all()
@@ -505,10 +505,10 @@ def test_exchange_in_a_mix_adds_mixtures_of_the_present_generator(teacher):
 
 def test_ls_gdfd_s_generators_rest_after_the_warm_up(teacher):
     run = started(teacher, "ls-gdfd")
-    before = state(run.running.generators)
+    before = state(run.method.generators)
     with frozen(run.network):
-        run.running.synthesise(run.network, warm_up=False)
-    assert same(before, state(run.running.generators))  # running statistics too
+        run.method.synthesise(run.network, warm_up=False)
+    assert same(before, state(run.method.generators))  # running statistics too
 
 
 def test_adi_begins_with_normalised_noise_and_ends_in_pixels(teacher):
@@ -517,7 +517,7 @@ def test_adi_begins_with_normalised_noise_and_ends_in_pixels(teacher):
     rng = torch.Generator().manual_seed(LOOP.seed)
     noise = torch.randn(8, 1, 16, 16, generator=rng)
     with frozen(run.network):
-        images, _ = run.running.synthesise(run.network, warm_up=False)
+        images, _ = run.method.synthesise(run.network, warm_up=False)
     torch.testing.assert_close(images, (noise * 0.3 + 0.4).clamp(0, 1), rtol=0, atol=1e-5)
 
 
@@ -568,7 +568,7 @@ def test_views_are_crops_with_gradient():
 
 
 def test_augmented_images_are_moved_by_whole_pixels_with_gradient(teacher):
-    problem = Distillation(teacher, "wrn-10-1", SPEC, LOOP, SMALL["cmi"], "cpu").running.problem
+    problem = Distillation(teacher, "wrn-10-1", SPEC, LOOP, SMALL["cmi"], "cpu").method.problem
     image = torch.arange(256.0).view(1, 1, 16, 16)
     images = image.expand(64, 1, 16, 16).clone().requires_grad_()
     moved = problem.augmented(images, 2, flip=False)
@@ -589,7 +589,7 @@ def test_augmented_images_are_moved_by_whole_pixels_with_gradient(teacher):
 
 
 def test_labels_are_even_and_not_always_the_same_classes(teacher):
-    problem = Distillation(teacher, "wrn-10-1", SPEC, LOOP, SMALL["fssc"], "cpu").running.problem
+    problem = Distillation(teacher, "wrn-10-1", SPEC, LOOP, SMALL["fssc"], "cpu").method.problem
     counts = problem.labels(10).bincount(minlength=4)
     assert counts.max() - counts.min() <= 1
     few = [tuple(sorted(problem.labels(2).tolist())) for _ in range(50)]
@@ -599,9 +599,9 @@ def test_labels_are_even_and_not_always_the_same_classes(teacher):
 def test_zskt_s_student_gets_the_images_after_the_step(teacher):
     run = started(teacher, "zskt")
     with frozen(run.network):
-        images, _ = run.running.synthesise(run.network, warm_up=False)
+        images, _ = run.method.synthesise(run.network, warm_up=False)
     with torch.no_grad():
-        torch.testing.assert_close(images, run.running.generator(run.running.z))
+        torch.testing.assert_close(images, run.method.generator(run.method.z))
 
 
 def test_names_that_share_letters_have_alike_vectors():
@@ -626,7 +626,7 @@ def test_images_are_moved_before_the_networks_see_them(teacher, name, monkeypatc
 
     monkeypatch.setattr(Problem, "augmented", augmented)
     with frozen(run.network):
-        run.running.synthesise(run.network, warm_up=False)
+        run.method.synthesise(run.network, warm_up=False)
     assert asked and set(asked) == {(1, True)}
 
 
@@ -635,11 +635,11 @@ def test_generators_are_drawn_anew(teacher, name, fresh):
     """With a learning rate of nothing their weights change in no other way."""
     config = replace(SMALL[name], lr=1e-12)
     run = Distillation(teacher, "wrn-10-1", SPEC, LOOP, config, "cpu")
-    before, drawn = state(run.running.generator)["stem.weight"], []
+    before, drawn = state(run.method.generator)["stem.weight"], []
     for call in range(4):
         with frozen(run.network):
-            run.running.synthesise(run.network, warm_up=False)
-        after = state(run.running.generator)["stem.weight"]
+            run.method.synthesise(run.network, warm_up=False)
+        after = state(run.method.generator)["stem.weight"]
         if (after - before).abs().max() > 1e-6:
             drawn.append(call)
         before = after
@@ -648,23 +648,23 @@ def test_generators_are_drawn_anew(teacher, name, fresh):
 
 def test_what_cmi_and_nayer_remember(teacher):
     run = started(teacher, "cmi")
-    assert len(run.running.contrast.bank) == 16  # two calls of eight images
-    pairs = run.running.contrast.bank[-8:]
+    assert len(run.method.contrast.bank) == 16  # two calls of eight images
+    pairs = run.method.contrast.bank[-8:]
     assert pairs.std(0).min() > 0 and not torch.equal(pairs[:, 0], pairs[:, 1])
     run = started(teacher, "nayer")
-    before = {name: pair[0].clone() for name, pair in run.running.bn.average.items()}
-    assert before.keys() == run.running.bn.layers.keys()
+    before = {name: pair[0].clone() for name, pair in run.method.bn.average.items()}
+    assert before.keys() == run.method.bn.layers.keys()
     with frozen(run.network):
-        run.running.synthesise(run.network, warm_up=False)
-    assert not same(before, {name: pair[0] for name, pair in run.running.bn.average.items()})
+        run.method.synthesise(run.network, warm_up=False)
+    assert not same(before, {name: pair[0] for name, pair in run.method.bn.average.items()})
 
 
 def test_fastdfkd_draws_its_first_layer_anew_once(teacher):
     run = Distillation(teacher, "wrn-10-1", SPEC, LOOP, SMALL["fastdfkd"], "cpu")
     jumps = []
     for _ in range(LOOP.episodes):
-        before = run.running.generator.stem.weight.detach().clone()
+        before = run.method.generator.stem.weight.detach().clone()
         run.step()
-        jumps.append((run.running.generator.stem.weight - before).abs().mean().item())
+        jumps.append((run.method.generator.stem.weight - before).abs().mean().item())
     assert jumps.index(max(jumps)) == 1  # the second of four
     assert max(jumps) > 3 * sorted(jumps)[-2]

@@ -817,7 +817,7 @@ def test_a_generator_that_breaks_in_the_last_step_leaves_a_record(cut_off, tmp_p
 
     def change(distillation, episode):
         if episode == EPISODES:
-            next(distillation.running.generator.parameters()).data.fill_(float("nan"))
+            next(distillation.method.generator.parameters()).data.fill_(float("nan"))
 
     monkeypatch.setattr(runner.Distillation, "_save", save)
     gone_on_with(cut_off, tmp_path, monkeypatch, change)

@@ -166,7 +166,7 @@ def _distil(
         student = distillation.evaluated_student
         report = evaluate(student, data.test, spec, distillation.teacher)
         if parallel.rank() == 0:
-            for name, module in distillation.running.modules().items():
+            for name, module in distillation.method.modules().items():
                 save_weights(folder / f"{name}.safetensors", module, {"method": repr(run.method)})
             described_as = replace(spec, network=run.student)
             save_network(folder / "student.safetensors", student, described_as)
@@ -174,7 +174,7 @@ def _distil(
     except DivergedError as error:  # that too is a result
         diverged = str(error)
     history = distillation.history
-    problem = distillation.running.problem
+    problem = distillation.method.problem
     report_on = image_report(
         problem.teacher,
         problem.teacher_layers,
