@@ -135,3 +135,11 @@ def test_names_and_files_that_a_text_mentions_are_there(path: Path) -> None:
 def test_no_file_is_too_long_to_be_read() -> None:
     lines = {path: len(path.read_text("utf-8").splitlines()) for path in PATHS}
     assert {name_of(path): count for path, count in lines.items() if count > 420} == {}
+
+
+@pytest.mark.book
+def test_the_reference_shows_no_docstrings_of_pytorch() -> None:
+    """They would stand below each forward() that we left without a text."""
+    pages = sorted((ROOT / "_build" / "html").glob("api-*.html"))
+    theirs = "Should be overridden by all subclasses"
+    assert pages and not [page.name for page in pages if theirs in page.read_text("utf-8")]
