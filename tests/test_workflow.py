@@ -12,9 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 GRID = """
-about: two variants of two seeds, of which one has no shipped teacher
+about: two variants, one teacher that does not ship
 data: digits
-seeds: [0, 7]
+seeds: [7]
 settings:
   teach: {epochs: 1}
   distill: {episodes: 8, warm_up: 2, student_steps: 2, checkpoint_every: 1, measure_every: 4}
@@ -22,7 +22,7 @@ cells:
   - name: full
   - {name: without msarc, settings: {method: {beta: 0}}}
 """
-NAMES = [f"{variant}_seed{seed}" for variant in ("full", "without-msarc") for seed in (0, 7)]
+NAMES = ["full_seed7", "without-msarc_seed7"]
 
 
 def start(folder: Path) -> subprocess.Popen:
@@ -87,7 +87,7 @@ def test_every_run_is_recorded_once_and_the_report_is_written(interrupted):
     assert sorted(records(interrupted)) == sorted(NAMES)
     assert len(json.loads((interrupted / "cut-off.json").read_text())) < len(NAMES)
     table = (interrupted / "runs" / "report.csv").read_text().splitlines()
-    assert len(table) == 3 and all(",2,2,0," in line for line in table[1:])  # 2 of 2, 0 diverged
+    assert len(table) == 3 and all(",1,1,0," in line for line in table[1:])  # 1 of 1, 0 diverged
     assert "without msarc" in (interrupted / "runs" / "report.html").read_text()
 
 
@@ -112,9 +112,8 @@ def test_runs_that_were_cut_off_went_on_and_ended_the_same(interrupted, tmp_path
     assert measured(records(tmp_path)[resumed[0]]) == measured(found[resumed[0]])
 
 
-def test_each_teacher_is_trained_once(interrupted):
-    cards = sorted((interrupted / "kept" / "teachers").glob("*.json"))
-    assert [json.loads(card.read_text())["seed"] for card in cards] == [0, 7]
-    sums = {name: record["teacher"]["sha256"] for name, record in records(interrupted).items()}
-    for seed in (0, 7):
-        assert sums[f"full_seed{seed}"] == sums[f"without-msarc_seed{seed}"]
+def test_the_teacher_of_both_is_trained_once(interrupted):
+    (card,) = (interrupted / "kept" / "teachers").glob("*.json")
+    assert json.loads(card.read_text())["seed"] == 7
+    sums = {record["teacher"]["sha256"] for record in records(interrupted).values()}
+    assert sums == {json.loads(card.read_text())["sha256"]}
