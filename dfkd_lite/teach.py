@@ -1,7 +1,4 @@
-"""Training a teacher on real data: the one place where the data is seen.
-
-Built in chapter 1.
-"""
+"""Training a teacher on real data: the one place where the data is seen."""
 
 from __future__ import annotations
 
