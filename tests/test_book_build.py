@@ -415,15 +415,11 @@ def test_status_says_whether_the_machine_was_busy():
     assert "up to 4.0 processes" in said[1] and "2 ran side by side" in said[0]
 
 
-#: Folders of which the reference shows what they hand on, and no single file.
-ROOMS = {"networks", "methods", "data"}
-
-
 def test_every_module_has_a_place_in_the_reference():
     package = ROOT / "dfkd_lite"
     files = [p.relative_to(package).with_suffix("").parts for p in package.rglob("[!_]*.py")]
     by_name = {".".join(parts) for parts in files if not parts[0].startswith("cli")}
-    whole = {name for name in by_name if name.split(".")[0] in ROOMS}
+    whole = {name for name in by_name if name.split(".")[0] in generated.WHOLE}
     placed = [m for _, _, modules in generated.REFERENCE for m in modules]
     assert sorted(placed) == sorted(
         (by_name - whole) | {"networks", "methods", "data", "dfkd_course"}

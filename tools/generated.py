@@ -75,6 +75,8 @@ REFERENCE = (
 )
 
 
+#: Folders of which the reference shows what they hand on, and no single file.
+WHOLE = {"networks", "methods", "data"}
 MAP_PLACE = "<!-- chapter map -->"  # in index.md
 
 
@@ -164,7 +166,7 @@ def reference_page(title: str, modules: tuple[str, ...]) -> str:
     for module in modules:
         name = module if module.startswith("dfkd_") else f"dfkd_lite.{module}"
         lines += [f"## {name}", "", "```{eval-rst}", f".. automodule:: {name}", "   :members:"]
-        lines += ["   :imported-members:"] if module in ("networks", "methods", "data") else []
+        lines += ["   :imported-members:"] if module in WHOLE else []
         lines += ["```", ""]
     return "\n".join(lines)
 
