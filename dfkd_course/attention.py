@@ -12,17 +12,13 @@ from torch import Tensor, nn
 
 from dfkd_lite.generator import AttentionConfig, SpatialAttention
 
-from .checking import Question, Wrong, expect, require
-
-
-def _drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+from .checking import Question, Wrong, drawn, expect, require
 
 
 @Question
 def q1(spatial_softmax: Callable[[Tensor], Tensor]) -> None:
     """Softmax over all places of a map."""
-    compare_softmax(spatial_softmax, _drawn(2, 1, 3, 5))
+    compare_softmax(spatial_softmax, drawn(2, 1, 3, 5))
 
 
 def compare_softmax(answer: Callable[[Tensor], Tensor], scores: Tensor) -> None:
@@ -47,8 +43,8 @@ def compare_softmax(answer: Callable[[Tensor], Tensor], scores: Tensor) -> None:
 @Question
 def q2(pool_and_unpool: Callable[[Tensor], Tensor]) -> None:
     """Max-pooling, and every maximum back in its place."""
-    compare_unpooling(pool_and_unpool, _drawn(1, 2, 4, 6))
-    compare_unpooling(pool_and_unpool, _drawn(1, 2, 5, 7))
+    compare_unpooling(pool_and_unpool, drawn(1, 2, 4, 6))
+    compare_unpooling(pool_and_unpool, drawn(1, 2, 5, 7))
 
 
 def compare_unpooling(answer: Callable[[Tensor], Tensor], features: Tensor) -> None:
@@ -95,7 +91,7 @@ class Uneven(nn.Module):
         super().__init__()
         self.lam = lam
         peaked = torch.arange(1.0, len(features) + 1).view(-1, 1, 1, 1)
-        scores = peaked * _drawn(len(features), 1, *features.shape[-2:], seed=9)
+        scores = peaked * drawn(len(features), 1, *features.shape[-2:], seed=9)
         self.weights = spatial_softmax(scores)
 
     def attend(self, features: Tensor) -> Tensor:
@@ -128,7 +124,7 @@ def twin(module: Any, channels: int) -> SpatialAttention:
 @Question
 def q3(attention_class: Callable[..., Any]) -> None:
     """Eqs. 4 to 6 as a module."""
-    compare_attention(attention_class, channels=8, lam=1.0, features=_drawn(2, 8, 6, 6))
+    compare_attention(attention_class, channels=8, lam=1.0, features=drawn(2, 8, 6, 6))
 
 
 def compare_attention(
@@ -187,7 +183,7 @@ def check_gradient(attention_class: Callable[..., Any], features: Tensor) -> Non
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = attention_class(features.shape[1], 30.0).train().double()  # λ: a term to be seen
-    r, along = (_drawn(*features.shape, seed=seed).double() for seed in (1, 2))
+    r, along = (drawn(*features.shape, seed=seed).double() for seed in (1, 2))
 
     def value(x: Tensor) -> Tensor:
         return (module(x) * r).sum()
@@ -209,7 +205,7 @@ def check_gradient(attention_class: Callable[..., Any], features: Tensor) -> Non
 @Question
 def q4(relative_change: Callable[[nn.Module, Tensor], float]) -> None:
     """The size of the term that Eq. 6 adds, relative to the features."""
-    compare_change(relative_change, _drawn(4, 8, 8, 8), lam=0.3)
+    compare_change(relative_change, drawn(4, 8, 8, 8), lam=0.3)
 
 
 def compare_change(
@@ -243,7 +239,7 @@ def compare_change(
 @Question
 def q5(needed_lam: Callable[[nn.Module, Tensor, float], float]) -> None:
     """Which λ a wanted change needs."""
-    compare_needed(needed_lam, _drawn(4, 8, 8, 8), share=0.05)
+    compare_needed(needed_lam, drawn(4, 8, 8, 8), share=0.05)
 
 
 def compare_needed(

@@ -18,14 +18,10 @@ from dfkd_lite.lipschitz import LayerBounds, network_bound
 from dfkd_lite.networks import FromPixels, WideResNet
 from dfkd_lite.presets import preset
 
-from .checking import Question, Wrong, expect, require
+from .checking import Question, Wrong, drawn, expect, require
 
 #: A convolution with its (H, W), and a number of steps, to the norm that was found.
 ConvNorm = Callable[[nn.Conv2d, tuple[int, int], int], float]
-
-
-def _drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _seeded(answer: Callable[..., Any], *arguments: Any) -> Any:
@@ -47,8 +43,8 @@ def q1(spectral_norm: Callable[[Tensor, int], float]) -> None:
 def matrix_with(rows: int, singular_values: Tensor, seed: int = 0) -> Tensor:
     """A matrix of so many rows, no fewer than the singular values that it is to have."""
     columns = len(singular_values)
-    left, _ = torch.linalg.qr(_drawn(rows, columns, seed=seed))
-    right, _ = torch.linalg.qr(_drawn(columns, columns, seed=seed + 1))
+    left, _ = torch.linalg.qr(drawn(rows, columns, seed=seed))
+    right, _ = torch.linalg.qr(drawn(columns, columns, seed=seed + 1))
     return left * singular_values @ right.T
 
 
@@ -108,8 +104,8 @@ def drawn_conv(
 ) -> nn.Conv2d:
     """A convolution from so many channels to so many, with a bias that shows when it is used."""
     conv = nn.Conv2d(*channels, kernel, stride, padding).requires_grad_(False)
-    conv.weight.copy_(_drawn(*conv.weight.shape, seed=seed))
-    conv.bias.copy_(3 + _drawn(channels[1], seed=seed + 1))  # type: ignore[union-attr]
+    conv.weight.copy_(drawn(*conv.weight.shape, seed=seed))
+    conv.bias.copy_(3 + drawn(channels[1], seed=seed + 1))  # type: ignore[union-attr]
     return conv
 
 
@@ -160,7 +156,7 @@ def compare_transposed(
     size: tuple[int, int],
 ) -> None:
     """Against the transpose of the convolution's matrix."""
-    y = _drawn(2, *output_shape(conv, size), seed=5)
+    y = drawn(2, *output_shape(conv, size), seed=5)
     wanted = (y.double().flatten(1) @ matrix_of(conv, size)).view(2, conv.in_channels, *size)
     what = (
         f"the transpose of a convolution with the kernel {conv.kernel_size}, "
@@ -227,7 +223,7 @@ def _changed(conv: nn.Conv2d, **settings: tuple[int, int]) -> nn.Conv2d:
 
 def _with_bias(conv: nn.Conv2d, size: tuple[int, int], iterations: int) -> float:
     """A power iteration in which the bias was not left out."""
-    x = _drawn(1, conv.in_channels, *size, seed=0)
+    x = drawn(1, conv.in_channels, *size, seed=0)
     for _ in range(iterations):
         y = conv(x / x.norm())
         x = transposed(conv, y, size)
@@ -240,7 +236,7 @@ def compare_large(answer: ConvNorm, size: tuple[int, int], iterations: int = 300
     A box of ones on a row of n zero-padded pixels is a matrix with ones on three diagonals, whose
     norm is 1 + 2 cos(π / (n + 1)); norms of such (Kronecker) products multiply.
     """
-    channels = _drawn(4, 4, seed=2)
+    channels = drawn(4, 4, seed=2)
     conv = drawn_conv((4, 4), 3, padding=1)
     conv.weight.copy_(channels[:, :, None, None].expand(4, 4, 3, 3))
     exact = _norm(channels) * math.prod(1 + 2 * math.cos(math.pi / (n + 1)) for n in size)
@@ -443,10 +439,10 @@ def _case(
 ) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
     """A student, a teacher, and images of G and of G*; C and δ belong to different images."""
     student, teacher = (small_network(shape, classes, seed + i) for i in (2, 3))
-    images_star = _drawn(batch, *shape, seed=seed)
+    images_star = drawn(batch, *shape, seed=seed)
     far = left_side(student, teacher, images_star).argmax()
     scale = torch.linspace(0.5, 1.5, batch).index_fill(0, far, 0.2).view(-1, 1, 1, 1)
-    images = images_star + scale * _drawn(batch, *shape, seed=seed + 1)
+    images = images_star + scale * drawn(batch, *shape, seed=seed + 1)
     return student.train(), teacher.train(), images, images_star
 
 
@@ -533,9 +529,9 @@ def check_bound(answer: Callable[..., float]) -> None:
     Where all three legs of the way point along one line, both are equal.
     """
     for seed in range(5):
-        matrices = [_drawn(3, 8, seed=seed + i) for i in (0, 10)]
-        star = _drawn(32, 2, 2, 2, seed=seed + 20)
-        images = star + 0.1 * _drawn(32, 2, 2, 2, seed=seed + 30)
+        matrices = [drawn(3, 8, seed=seed + i) for i in (0, 10)]
+        star = drawn(32, 2, 2, 2, seed=seed + 20)
+        images = star + 0.1 * drawn(32, 2, 2, 2, seed=seed + 30)
         left, right = _sides(answer, matrices, images, star)
         require(left <= right * (1 + 1e-5), f"{left:.4g} is above {right:.4g}: that is no bound.")
     matrices = aligned(1.5, 2.0, 8, 3)

@@ -47,6 +47,11 @@ def _untouched(answer: Any) -> bool:
     return answer is None or answer is ... or (isinstance(answer, dict) and not answer)
 
 
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    """Normal numbers, the same for the same seed."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
 def expect(
     got: Any,
     wanted: Tensor | float,

@@ -20,7 +20,7 @@ from dfkd_lite.measure.signs import effective_classes
 from dfkd_lite.networks import NetworkSpec, batch_norms, normalise
 from dfkd_lite.presets import preset
 
-from .checking import Question, Wrong, expect, require
+from .checking import Question, Wrong, drawn, expect, require
 
 ENOUGH = 0.8  # of the test images, as question 4 says; ours are right on more than 0.9
 
@@ -53,11 +53,7 @@ def training_step(
 
 def two_logits(images: int, classes: int, seed: int = 0, scale: float = 3.0) -> tuple[Tensor, ...]:
     """A student's and a teacher's logits, each (images, classes)."""
-    return (scale * _drawn(2, images, classes, seed=seed)).unbind()
-
-
-def _drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return (scale * drawn(2, images, classes, seed=seed)).unbind()
 
 
 def _network(channels: int, classes: int, seed: int, sureness: float = 5.0) -> nn.Module:
@@ -92,7 +88,7 @@ def _spec(channels: int, classes: int, size: int = 8) -> NetworkSpec:
 @Question
 def q1(soften: Callable[[Tensor, float], Tensor]) -> None:
     """Softmax over the classes, at a temperature."""
-    compare_soften(soften, 3 * _drawn(4, 6), tau=4.0)
+    compare_soften(soften, 3 * drawn(4, 6), tau=4.0)
 
 
 def compare_soften(answer: Callable[[Tensor, float], Tensor], logits: Tensor, tau: float) -> None:
@@ -195,7 +191,7 @@ def check_teacher(step: Step, channels: int, classes: int, tau: float) -> None:
     """A teacher that arrives in training mode, with weights that could take gradients."""
     teacher, student = _network(channels, classes, seed=0), _network(channels, classes, seed=1)
     before, start = copy.deepcopy(teacher.state_dict()), _weights(student)
-    value = step(teacher, student, _sgd(student), _drawn(12, channels, 8, 8, seed=2), tau)
+    value = step(teacher, student, _sgd(student), drawn(12, channels, 8, 8, seed=2), tau)
     after = teacher.state_dict()
     moved = [name for name, value in before.items() if not torch.equal(value, after[name])]
     require(
@@ -232,7 +228,7 @@ def compare_steps(
     optimisers[wrong].zero_grad = lambda set_to_none=True: None  # type: ignore[method-assign]
     mine = students["student's"]
     for number in range(1, steps + 1):
-        x = _drawn(12, channels, 8, 8, seed=10 + number)
+        x = drawn(12, channels, 8, 8, seed=10 + number)
         seen, old = _statistics(mine), _weights(mine)
         losses = {
             name: (step if name == "student's" else training_step)(

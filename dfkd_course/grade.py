@@ -25,6 +25,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -413,13 +414,18 @@ def grade_folder(
     return ordered
 
 
+@cache
+def _code() -> list[bytes]:
+    """What grades: when it changes, everything is graded again."""
+    folders = (Path(dfkd_lite.__file__).parent, Path(__file__).parent)
+    return [p.read_bytes() for folder in folders for p in sorted(folder.rglob("*.py"))]
+
+
 def _graded(
     name: str, path: Path, assignment: Assignment, limits: Limits, kept: Path, workers: Workers
 ) -> Grade:
     """From an earlier call where nothing has changed, else graded now."""
-    folders = (Path(dfkd_lite.__file__).parent, Path(__file__).parent)
-    code = [p.read_bytes() for folder in folders for p in sorted(folder.rglob("*.py"))]
-    parts = [assignment.key.encode(), repr(limits).encode(), path.read_bytes(), *code]
+    parts = [assignment.key.encode(), repr(limits).encode(), path.read_bytes(), *_code()]
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()
     file = kept / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
     try:

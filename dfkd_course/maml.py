@@ -21,15 +21,10 @@ from dfkd_lite.meta import first_order_gradient as package_adapts
 from dfkd_lite.networks import NetworkSpec, normalise
 from dfkd_lite.presets import preset
 
-from .checking import Question, expect, require
+from .checking import Question, drawn, expect, require
 
 Loss = Callable[[Tensor], Tensor]
 MetaGradient = Callable[[Loss, Tensor, float, int], Tensor]
-
-
-def drawn(*shape: int, seed: int) -> Tensor:
-    """Normal numbers, always the same for a seed."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 # --- Tasks -----------------------------------------------------------------------------------

@@ -15,13 +15,9 @@ from dfkd_lite.msarc import MsarcConfig, MsarcLoss
 from dfkd_lite.msarc import map_distance as _map_distance
 from dfkd_lite.networks import WideResNet, capture, evaluating, find_layers
 
-from .checking import Question, Wrong, expect, require
+from .checking import Question, Wrong, drawn, expect, require
 
 Loss = Callable[[nn.Module, nn.Module, Tensor, Sequence[float]], Tensor]
-
-
-def _drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def look(network: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -115,7 +111,7 @@ def small(depth: int, favourite: int, classes: int = 4, seed: int = 0) -> WideRe
 @Question
 def q1(cam: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """Eq. 10."""
-    compare_cam(cam, _drawn(2, 3, 4, 5), _drawn(4, 3, seed=1), torch.tensor([3, 1]))
+    compare_cam(cam, drawn(2, 3, 4, 5), drawn(4, 3, seed=1), torch.tensor([3, 1]))
 
 
 def compare_cam(
@@ -173,7 +169,7 @@ def pick(values: Tensor, classes: Tensor) -> Tensor:
 def q2(gradient_weights: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """Eq. 12, averaged over the places."""
     network = Straight((1.0, -2.0, 0.5), stride=2)
-    images, classes = _drawn(2, 1, 6, 4, seed=2), torch.tensor([1, 2])
+    images, classes = drawn(2, 1, 6, 4, seed=2), torch.tensor([1, 2])
     wanted = network.weights(images, classes)
     compare_weights(gradient_weights, network, images, classes, wanted)
 
@@ -265,7 +261,7 @@ def _other_weights(
 @Question
 def q3(grad_cam: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Eq. 14."""
-    compare_grad_cam(grad_cam, _drawn(2, 3, 4, 5), _drawn(2, 3, seed=1))
+    compare_grad_cam(grad_cam, drawn(2, 3, 4, 5), drawn(2, 3, seed=1))
 
 
 def compare_grad_cam(
@@ -306,7 +302,7 @@ def compare_grad_cam(
 @Question
 def q4(resize: Callable[[Tensor, tuple[int, int]], Tensor]) -> None:
     """Maps of another size."""
-    compare_resized(resize, _drawn(2, 3, 4), (6, 9))
+    compare_resized(resize, drawn(2, 3, 4), (6, 9))
 
 
 def compare_resized(
@@ -345,8 +341,8 @@ def compare_resized(
 @Question
 def q5(map_distance: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Eq. 15, mean over images."""
-    compare_distance(map_distance, _drawn(2, 4, 5), _drawn(2, 4, 5, seed=1))
-    compare_distance(map_distance, _drawn(2, 3, 4), _drawn(2, 6, 5, seed=1))
+    compare_distance(map_distance, drawn(2, 4, 5), drawn(2, 4, 5, seed=1))
+    compare_distance(map_distance, drawn(2, 3, 4), drawn(2, 6, 5, seed=1))
 
 
 def compare_distance(
@@ -396,7 +392,7 @@ def q6(msarc_loss: Loss) -> None:
     """Eq. 9."""
     # of positive images the teacher names class 1, of negative ones class 0; the student never does
     teacher, student = Straight((-1.0, 3.0, 2.0), stride=2), Straight((2.0, 0.5, -1.5), stride=3)
-    images = _drawn(2, 1, 8, 6, seed=4).abs() * torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)
+    images = drawn(2, 1, 8, 6, seed=4).abs() * torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)
     classes = torch.tensor([1, 0])
     pairs = [*zip(student.maps(images, classes), teacher.maps(images, classes), strict=True)]
     first, last = (map_distance(s, t) for s, t in pairs)
