@@ -13,7 +13,8 @@ from .errors import InputError
 from .measure.evaluate import evaluate
 from .methods import FsscConfig
 from .networks import NetworkSpec, build, normalise
-from .presets import override, preset
+from .presets import preset
+from .settings import override
 from .teach import TeachConfig, teach
 
 __version__ = "0.1.0"

@@ -25,9 +25,18 @@ def choose(kind: str, name: str, options: Iterable[str]) -> str:
     known = list(options)
     if name in known:
         return name
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+    raise InputError(f"There is no {kind} called '{name}'.{_nearest(name, known)}.")
+
+
+def unknown(wrong: str, known: Iterable[str], name: str = "") -> str:
+    """Say that ``wrong``, in full ``name``, is not known, with the nearest of ``known`` and all."""
+    return f"'{name or wrong}' is not known.{_nearest(wrong, list(known))}."
+
+
+def _nearest(wrong: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(str(wrong), known, n=1, cutoff=0.4)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    raise InputError(f"There is no {kind} called '{name}'.{hint} Known: {', '.join(known)}.")
+    return f"{hint} Known: {', '.join(known)}"
 
 
 def check_range(

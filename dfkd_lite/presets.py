@@ -1,18 +1,18 @@
-"""Whole settings by name, and changing single ones by name: ``method.beta=0``."""
+"""Whole settings by name: what a reader's machine allows."""
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from .distill import DistillConfig
-from .errors import InputError, choose
+from .errors import choose
 from .generator import GeneratorConfig
 from .meta import MetaConfig
 from .methods import METHODS, FsscConfig
+from .settings import changed
 from .teach import TeachConfig
 
 
@@ -44,7 +44,7 @@ class Preset:
         return dataclasses.replace(
             self,
             distill=dataclasses.replace(self.distill, **loop),
-            method=replaced(method.Config(), settings),
+            method=changed(method.Config(), settings),
         )
 
 
@@ -162,69 +162,3 @@ def preset(name: str) -> Preset:
         InputError: unknown name; the nearest is offered.
     """
     return PRESETS[choose("preset", name, PRESETS)]
-
-
-def override(settings: Any, assignments: list[str]) -> Any:
-    """Settings (a dataclass, nested or not) with ``name=value`` or ``part.name=value`` replaced.
-
-    Values are Python literals; a bare word is a string.
-
-    Raises:
-        InputError: no such setting (the nearest is offered), or a value of the wrong type.
-    """
-    tree: dict[str, Any] = {}
-    for assignment in assignments:
-        path, equals, text = assignment.partition("=")
-        if not equals:
-            raise InputError(f"'{assignment}' is not a setting: write name=value.")
-        *parts, name = path.strip().split(".")
-        branch = tree
-        for part in parts:
-            branch = branch.setdefault(part, {})
-            if not isinstance(branch, dict):
-                raise InputError(f"'{part}' is set as a whole and in part: set it once.")
-        branch[name] = _literal(text.strip())
-    return replaced(settings, tree)
-
-
-def replaced(settings: Any, tree: dict[str, Any]) -> Any:
-    """Settings with a nested mapping of changes applied, all at once: settings are checked against
-    each other when they are made.
-
-    Raises:
-        InputError: as :func:`override`.
-    """
-    fields = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
-    changes = {}
-    for key, value in tree.items():
-        name = choose("setting", key, fields)
-        if not isinstance(value, dict):
-            changes[name] = _converted(name, fields[name], value)
-        elif dataclasses.is_dataclass(fields[name]):
-            changes[name] = replaced(fields[name], value)
-        else:
-            raise InputError(f"'{name}' has no settings inside: write {name}=value.")
-    return dataclasses.replace(settings, **changes)
-
-
-def _converted(name: str, old: Any, value: Any) -> Any:
-    """``value`` as the type of the setting's old value; None may become anything, and anything
-    that may be None says so by its own check."""
-    if isinstance(old, bool) or isinstance(value, bool):
-        fits = isinstance(old, bool | None) and isinstance(value, bool)
-    elif isinstance(old, float):
-        fits, value = isinstance(value, int | float), value
-    elif dataclasses.is_dataclass(old):
-        fits = value is None and name == "attention"  # the one part that may be left out
-    else:
-        fits = old is None or value is None or isinstance(value, type(old))
-    if not fits:
-        raise InputError(f"'{name}' is {old!r} by default; it cannot be {value!r}.")
-    return float(value) if isinstance(old, float) else value
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text

@@ -18,7 +18,7 @@ LOOP = [PACKAGE / "distill.py", *sorted(PACKAGE.glob("methods/[!_]*.py"))]
 #: What knows real images, or measures on them.
 DATA = {"data", "teach", "measure", "records"}
 #: Flat files that no chapter builds: what every room uses, settings by name, ordinary training.
-UNBUILT = {"errors", "devices", "presets", "teach"}
+UNBUILT = {"errors", "devices", "presets", "settings", "teach"}
 DRAWING = {"viz", "experiments"}
 TOP = {"experiments", "cli"}
 

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from dfkd_lite.errors import InputError
-from dfkd_lite.presets import PRESETS, override, preset
+from dfkd_lite.presets import PRESETS, preset
+from dfkd_lite.settings import override
 
 
 def test_the_paper_s_preset_holds_table_1():
@@ -69,14 +70,17 @@ def test_override_reaches_nested_settings_and_leaves_the_rest():
         ("batch=3", "Did you mean 'synthesis_batch'"),
         ("generator.widht=3", "Did you mean 'width'"),
         ("beta", "write name=value"),
-        ("beta=much", "cannot be 'much'"),
-        ("beta=True", "cannot be True"),
-        ("agree_only=1", "cannot be 1"),
-        ("synthesis_batch=2.5", "cannot be 2.5"),
-        ("beta.x=1", "no settings inside"),
-        ("generator=3", "cannot be 3"),
-        ("generator=None", "cannot be None"),
+        ("beta=much", "'beta' is 'much'; expected: valid number"),
+        ("beta=True", "'beta' is True; expected: valid number"),
+        ("agree_only=1", "'agree_only' is 1; expected: valid boolean"),
+        ("synthesis_batch=2.5", "'synthesis_batch' is 2.5; expected: valid integer"),
+        ("beta.x=1", "'beta' is {'x': 1}; expected: valid number"),
+        ("generator=3", "'generator' is 3; expected: names with values .*width"),
+        ("generator=None", "'generator' is None; expected: names with values"),
         ("meta.steps=0", "steps"),
+        ("beta='1e-3'", r"this is text: write 1.0e-03"),
+        ("beta={1}", "'beta' is {.}; expected: a number"),
+        ("msarc.alphas=(1, 'a')", "'msarc.alphas' is .*; expected: valid number"),
     ],
 )
 def test_wrong_assignments_are_refused(assignment, message):

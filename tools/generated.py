@@ -32,7 +32,16 @@ REFERENCE = (
     (
         "api-method",
         "Package reference: the method",
-        ("msarc", "image_pool", "distill", "methods", "presets", "teach", "experiments.trained"),
+        (
+            "msarc",
+            "image_pool",
+            "distill",
+            "methods",
+            "presets",
+            "settings",
+            "teach",
+            "experiments.trained",
+        ),
     ),
     (
         "api-experiments",

@@ -22,7 +22,8 @@ from ..measure.evaluate import accuracy, evaluate, predict
 from ..measure.signs import data_free_signs
 from ..methods import METHODS
 from ..networks import NETWORKS, NetworkSpec
-from ..presets import PRESETS, override, preset
+from ..presets import PRESETS, preset
+from ..settings import override
 from ..storage.files import write_json
 from ..storage.weights import load_network, save_network
 from ..teach import teach

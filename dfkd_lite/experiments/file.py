@@ -11,7 +11,8 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,11 +21,12 @@ from typing import Any
 import torch
 
 from ..distill import DistillConfig
-from ..errors import InputError, choose
+from ..errors import InputError, choose, unknown
 from ..methods import METHODS
 from ..networks import build
-from ..presets import PRESETS, preset, replaced
+from ..presets import PRESETS, preset
 from ..records import paper_table
+from ..settings import Names, SettingError, changed, leaves, nested
 from ..storage.shipped import SHIPPED
 from ..teach import TeachConfig
 from .schema import (
@@ -35,17 +37,10 @@ from .schema import (
     Data,
     DataChoice,
     File,
-    Paper,
     Source,
-    Strict,
     Where,
-    chosen,
     merged,
-    nested_in,
     parse,
-    part_at,
-    settings_model,
-    unknown,
 )
 
 #: The experiments that ship with the code.
@@ -102,7 +97,9 @@ def read_experiment(path: str | Path) -> list[Run]:
     """
     source = parse(_found(path))
     file: File = source.validated(File, source.content, ())
-    _check_seeds(source, file)
+    for number, seed in enumerate(file.seeds):
+        if seed in file.seeds[:number]:
+            raise source.refuse(("seeds", number), f"the seed {seed} is given twice.")
     _check_grid(source, file)
     runs: list[Run] = []
     for variant in _variants(source, file):
@@ -156,12 +153,6 @@ def _found(path: str | Path) -> Path:
     return known[choose("experiment", str(path), known)]
 
 
-def _check_seeds(source: Source, file: File) -> None:
-    for number, seed in enumerate(file.seeds):
-        if seed in file.seeds[:number]:
-            raise source.refuse(("seeds", number), f"the seed {seed} is given twice.")
-
-
 def _check_grid(source: Source, file: File) -> None:
     """Axes that exist, and do not say the same thing twice."""
     for axis, values in file.grid.items():
@@ -173,7 +164,7 @@ def _check_grid(source: Source, file: File) -> None:
         settings = [other for other in file.grid if other not in AXES]
         inside = [other for other in settings if axis.startswith(f"{other}.")]
         if inside:
-            later = max((where, ("grid", inside[0])), key=lambda place: source.lines[place])
+            later = max((where, ("grid", inside[0])), key=source.line)
             raise source.refuse(later, f"'{axis}' is a part of '{inside[0]}': vary one of them.")
         for number, value in enumerate(values):
             if value in values[:number]:
@@ -181,23 +172,16 @@ def _check_grid(source: Source, file: File) -> None:
 
 
 def _variants(source: Source, file: File) -> Iterator[_Variant]:
-    cells: list[tuple[Where, Choices | None]] = [
-        (("cells", number), cell) for number, cell in enumerate(file.cells)
+    cells: list[tuple[Where, Cell | None]] = [(("cells", n), c) for n, c in enumerate(file.cells)]
+    axes = [
+        [(axis, (("grid", axis, n), value)) for n, value in enumerate(values)]
+        for axis, values in file.grid.items()
     ]
-    axes = [[(axis, n, v) for n, v in enumerate(values)] for axis, values in file.grid.items()]
     for (where, cell), *point in itertools.product(cells or [((), None)], *axes):
-        yield _Variant(source, file, where, cell, {axis: (n, v) for axis, n, v in point})
+        yield _Variant(source, file, where, cell, dict(point))
 
 
 # --- One variant -------------------------------------------------------------------------------
-
-
-class _Text(Strict):
-    value: str
-
-
-class _DataAxis(Strict):
-    value: DataChoice
 
 
 class _Variant:
@@ -208,21 +192,32 @@ class _Variant:
         source: Source,
         file: File,
         where: Where,
-        cell: Choices | None,
-        point: dict[str, tuple[int, Any]],
+        cell: Cell | None,
+        point: dict[str, tuple[Where, Any]],
     ) -> None:
-        self.source, self.file, self.where, self.cell, self.point = source, file, where, cell, point
-        self.method = self.choice("method", "method", RUNNABLE)
-        self.base = preset(self.choice("preset", "preset", PRESETS)).of_method(self.method)
+        self.source, self.where = source, where
+        self.levels: list[tuple[Where, Choices]] = [((), file)]
+        if cell is not None:
+            self.levels.append((where, cell))
+        self.point = point
+        #: What is said, and where: the grid's over the cell's over the file's.
+        self.said: dict[str, tuple[Where, Any]] = {
+            name: ((*place, name), getattr(level, name))
+            for place, level in self.levels
+            for name in level.model_fields_set
+        } | self.point
+        self.method = self.choice("method", "fssc", RUNNABLE)
+        self.base = preset(self.choice("preset", "lite", PRESETS)).of_method(self.method)
         self.data = self.data_choice()
         self.networks = {role: self.network(role) for role in ("teacher", "student")}
-        self.leaves: dict[Where, Where] = {}  # a setting's place among the settings -> in the file
+        self.places: dict[Where, Where] = {}  # the way to a setting -> its place in the file
         self.tree = self.settings()
         self.paper = self.paper_cell()
-        words = [cell.name] if isinstance(cell, Cell) else []
+        self.threads = file.threads
+        words = [cell.name] if cell is not None else []
         words += [
             str(value) if axis in AXES else f"{axis.rsplit('.', 1)[-1]}={value}"
-            for axis, (_, value) in point.items()
+            for axis, (_, value) in self.point.items()
         ]
         self.words = words or [" > ".join(self.networks.values())]
         self.name = "_".join(map(_slug, self.words))
@@ -243,157 +238,126 @@ class _Variant:
             teach=self.part("teach", self.base.teach, seed),
             distill=self.part("distill", self.base.distill, seed),
             method=self.part("method", self.base.method),
-            threads=self.file.threads,
+            threads=self.threads,
             changes=self.changes(),
             paper=self.paper,
         )
 
-    def said(self, name: str) -> tuple[Where, Any] | None:
-        """Where ``name`` is said for this variant, and what: in the grid, the cell or the file."""
-        if name in self.point:
-            number, value = self.point[name]
-            return ("grid", name, number), value
-        for where, choices in ((self.where, self.cell), ((), self.file)):
-            if choices is not None and choices.says(name):
-                return (*where, name), getattr(choices, name)
-        return None
-
-    def choice(self, name: str, kind: str, options: Mapping[str, Any] | tuple[str, ...]) -> str:
-        found = self.said(name)
-        if found is None:
-            return str(getattr(self.file, name))
-        where, value = found
-        text = self.source.validated(_Text, {"value": value}, where[:-1]).value
-        return chosen(self.source, where, kind, text, options)
+    def choice(self, name: str, default: str, options: Iterable[str]) -> str:
+        where, value = self.said.get(name, ((), default))
+        with self.source.at(where):
+            return choose(name, str(value), options)
 
     def data_choice(self) -> Data:
-        found = self.said("data")
-        if found is None:
+        if "data" not in self.said:
             raise self.source.refuse((), "'data' is missing: name the data set.")
-        where, value = found
-        if isinstance(value, Data):
-            return value
-        return self.source.validated(_DataAxis, {"value": value}, where).value
+        where, value = self.said["data"]
+        return value if isinstance(value, Data) else self.source.validated(DataChoice, value, where)
 
     def network(self, role: str) -> str:
+        where, name = self.said.get(role, ((), getattr(self.base, role)))
         if "pair" in self.point:
-            where, value = self.said("pair") or ((), "")
+            where, value = self.point["pair"]
             names = [part.strip() for part in str(value).split(">")]
             if len(names) != 2 or not all(names):
-                raise self.source.refuse(
-                    where, f"{value!r} is not a pair: write teacher > student."
-                )
+                message = f"{value!r} is not a pair: write teacher > student."
+                raise self.source.refuse(where, message)
             name = names[role == "student"]
-        else:
-            where, name = self.said(role) or ((), getattr(self.base, role))
         if not isinstance(name, str) or not name:
             raise self.source.refuse(where, f"'{role}' is {name!r}, not the name of a network.")
-        return self.checked(where, lambda: _existing(name))
-
-    def checked(self, where: Where, make: Callable[[], Any]) -> Any:
-        try:
-            return make()
-        except InputError as error:
-            raise self.source.refuse(where, str(error)) from None
+        with self.source.at(where):
+            return _existing(name)
 
     # --- settings
 
     def settings(self) -> dict[str, Any]:
         """The file's, the cell's and the grid's settings, each checked where it stands."""
-        model = settings_model(self.method)
         tree: dict[str, Any] = {}
-        for where, choices in (((), self.file), (self.where, self.cell)):
-            if choices is not None and choices.settings:
-                place = (*where, "settings")
-                checked = self.source.validated(model, choices.settings, place)
-                self.note(choices.settings, place, ())
-                tree = merged(tree, checked.model_dump(exclude_unset=True))
-        for axis, (number, value) in self.point.items():
-            if axis not in AXES:
-                nested = nested_in(axis, value)
-                where = ("grid", axis, number)
-                checked = self.checked_axis(model, nested, where)
-                self.note(value, where, tuple(axis.split(".")))
-                tree = merged(tree, checked.model_dump(exclude_unset=True))
+        for changes, where, skip in self.said_settings():
+            found, places = self.source.settings(self.method, changes, where, skip)
+            tree = merged(tree, found)
+            self.places |= places
         return tree
 
-    def checked_axis(self, model: Any, nested: dict[str, Any], where: Where) -> Any:
-        try:
-            return self.source.validated(model, nested, ())
-        except InputError as error:  # its line is that of the file: the grid has no such nesting
-            message = re.sub(r"^:\d+: ", "", str(error).removeprefix(str(self.source.path)))
-            raise self.source.refuse(where, message) from None
-
-    def note(self, value: Any, where: Where, setting: Where) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                self.note(inner, (*where, key), (*setting, key))
-        else:
-            self.leaves[setting] = where
+    def said_settings(self) -> Iterator[tuple[dict[str, Any], Where, int]]:
+        for where, level in self.levels:
+            yield level.settings, (*where, "settings"), 0
+        for axis, (where, value) in self.point.items():
+            if axis not in AXES:
+                names = tuple(axis.split("."))
+                yield nested({names: value}), where, len(names)
 
     def part(self, name: str, settings: Any, seed: int | None = None) -> Any:
         """The settings of one part with their changes; a refusal names the line to blame."""
         changes = self.tree.get(name, {}) | ({} if seed is None else {"seed": seed})
         try:
-            return replaced(settings, changes)
-        except InputError as error:
-            raise self.source.refuse(self.blamed(name, settings, str(error)), str(error)) from None
-
-    def blamed(self, name: str, settings: Any, message: str) -> Where:
-        """The change that is refused on its own, else one that the message names, else any."""
-        mine = {path[1:]: where for path, where in self.leaves.items() if path[0] == name}
-        for path, where in mine.items():
-            try:
-                replaced(
-                    settings, nested_in(".".join(map(str, path)), part_at(self.tree[name], path))
-                )
-            except (KeyError, TypeError):  # taken away by what comes after it: attention: null
-                continue
-            except InputError as error:
-                if str(error) == message:
-                    return where
-        words = re.findall(r"\w+", message)
-        named = [where for path, where in mine.items() if path[-1] in words]
-        return [*named, *mine.values(), self.where][0]
+            return changed(settings, changes, (name,))
+        except SettingError as error:
+            guilty, message = blamed(settings, self.tree.get(name, {}), error)
+            where = self.places.get((name, *guilty), self.where)
+            raise self.source.refuse(where, message) from None
 
     def changes(self) -> dict[str, Any]:
         """What the cell and the grid change in the file's settings."""
-        tree = self.cell.settings if self.cell is not None else {}
-        for axis, (_, value) in self.point.items():
-            if axis not in AXES:
-                tree = merged(tree, nested_in(axis, value))
-        return tree
+        said = [changes for changes, where, _ in self.said_settings() if where != ("settings",)]
+        return merged(*said)
 
     # --- the paper's number
 
     def paper_cell(self) -> dict[str, Any] | None:
-        found = self.said("paper")
-        if found is None:
+        if "paper" not in self.said:
             return None
-        where, paper = found
-        assert isinstance(paper, Paper)
-        rows = self.checked((*where, "table"), lambda: paper_table(paper.table))
+        where, paper = self.said["paper"]
+        at = self.source.at
+        with at((*where, "table")):
+            rows = paper_table(paper.table)
         for key, value in paper.row.items():
-            chosen(self.source, (*where, "row", key), "column", key, rows[0])
-            known = {row[key] for row in rows}
-            chosen(self.source, (*where, "row", key), key, value, sorted(known))
-        chosen(self.source, (*where, "column"), "column", paper.column, rows[0])
+            with at((*where, "row", key)):
+                known = {row[choose("column", key, rows[0])] for row in rows}
+                choose(key, value, sorted(known))
         fitting = [r for r in rows if all(r[key] == value for key, value in paper.row.items())]
         if len(fitting) != 1:
             what = f"{len(fitting)} rows of {paper.table} fit {paper.row}, not one."
             raise self.source.refuse((*where, "row"), what)
-        number = fitting[0][paper.column]
-        try:
-            accuracy = float(number) / 100 if number else None
-        except ValueError:
-            accuracy = -1.0
-        if accuracy is not None and (not 0 < accuracy <= 1 or paper.column in _NOT_ACCURACIES):
-            what = f"the column '{paper.column}' does not hold accuracies."
-            raise self.source.refuse((*where, "column"), what)
-        return {**paper.model_dump(), "accuracy": accuracy}
+        with at((*where, "column")):
+            number = fitting[0][choose("column", paper.column, rows[0])]
+            return {**paper.model_dump(), "accuracy": _accuracy(paper.column, number)}
 
 
 _NOT_ACCURACIES = ("resolution", "classes", "lambda")
+
+
+def _accuracy(column: str, number: str) -> float | None:
+    """A cell of the paper's tables, in percent, as an accuracy in 0..1; None: it is empty."""
+    with suppress(ValueError):
+        accuracy = float(number) / 100 if number else None
+        if column not in _NOT_ACCURACIES and (accuracy is None or 0 < accuracy <= 1):
+            return accuracy
+    raise InputError(f"the column '{column}' does not hold accuracies.")
+
+
+def blamed(settings: Any, changes: dict[str, Any], error: InputError) -> tuple[Names, str]:
+    """Which of several changes is to blame, and for what.
+
+    The last one without which the others are accepted; else the first that is refused alone.
+    """
+    said = leaves(changes)
+
+    def refusal(tried: dict[Names, Any]) -> str | None:
+        try:
+            changed(settings, nested(tried))
+        except SettingError as refused:
+            return str(refused)
+        return None
+
+    for path in reversed(said):
+        if refusal({other: value for other, value in said.items() if other != path}) is None:
+            return path, str(error)
+    for path, value in said.items():
+        alone = refusal({path: value})
+        if alone is not None:
+            return path, alone
+    return (), str(error)
 
 
 @cache

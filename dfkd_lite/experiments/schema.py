@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import json
 import math
-import re
-import types
-import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
+from contextlib import contextmanager
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..data import SIZES
 from ..distill import DistillConfig
-from ..errors import InputError, choose
+from ..errors import InputError, unknown
 from ..methods import METHODS
+from ..settings import SettingError, checked, leaves
 from ..teach import TeachConfig
 
 Where = tuple[str | int, ...]  # the way to a piece of the file: ("cells", 0, "name")
@@ -37,31 +33,75 @@ _SCALARS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "flo
 
 @dataclass(frozen=True)
 class Source:
-    """A parsed file: its content as plain data, and the line of each piece."""
+    """A parsed file: its content as plain data, and the nodes that know their lines."""
 
     path: Path
     content: dict[str, Any]
-    lines: Mapping[Where, int]
+    node: yaml.MappingNode
+
+    def line(self, where: Where) -> int:
+        """The line of ``where``, or of the nearest piece around it; the first is 1."""
+        node: yaml.Node = self.node
+        line = node.start_mark.line
+        for step in where:
+            if isinstance(node, yaml.MappingNode):
+                pairs = [(key, value) for key, value in node.value if key.value == step]
+            elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
+                pairs = [(item, item) for item in node.value[step : step + 1]]
+            else:
+                pairs = []
+            if not pairs:
+                break
+            (named, node), *_ = pairs
+            line = named.start_mark.line
+        return line + 1
 
     def refuse(self, where: Where, message: str) -> InputError:
-        """An error with the line of ``where``, or of the nearest piece around it."""
-        while where not in self.lines:
-            where = where[:-1]
-        return InputError(f"{self.path}:{self.lines[where]}: {message}")
+        """Make an error that begins with the file and the line of ``where``."""
+        return InputError(f"{self.path}:{self.line(where)}: {message}")
 
-    def validated(self, model: type[BaseModel], value: Any, where: Where) -> Any:
-        """``value``, found at ``where``, as ``model``.
+    @contextmanager
+    def at(self, where: Where) -> Iterator[None]:
+        """Give what is refused within the block the line of ``where``."""
+        try:
+            yield
+        except InputError as error:
+            raise self.refuse(where, str(error)) from None
+
+    def validated(self, kind: Any, value: Any, where: Where) -> Any:
+        """``value``, found at ``where``, as ``kind``: a model or another type.
 
         Raises:
             InputError: the first thing that does not fit, with its line.
         """
         try:
-            return model.model_validate_json(json.dumps(value), strict=True)
+            return TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
         except ValidationError as error:
             # a name that is not known explains why another is missing
             first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
             place = (*where, *first["loc"])
-            raise self.refuse(place, _sentence(first, place, model)) from None
+            raise self.refuse(place, _sentence(first, place)) from None
+
+    def settings(
+        self, method: str, changes: dict[str, Any], where: Where, skip: int = 0
+    ) -> tuple[dict[str, Any], dict[Where, Where]]:
+        """Settings found at ``where``, checked, and the place of each in the file.
+
+        ``skip`` names of the way to a setting stand in ``where`` already, joined by dots.
+
+        Raises:
+            InputError: a name that is not known, a value of another type, with its line.
+        """
+        parts = (TeachConfig, DistillConfig, METHODS[method].Config)
+        try:
+            found = checked(make_dataclass("settings", zip(PARTS, parts, strict=True)), changes)
+        except SettingError as error:
+            raise self.refuse((*where, *error.path[skip:]), str(error)) from None
+        places: dict[Where, Where] = {path: (*where, *path[skip:]) for path in leaves(found)}
+        for path, place in places.items():
+            if path[-1] == "seed":
+                raise self.refuse(place, "the seed is no setting: give it in 'seeds'.")
+        return found, places
 
 
 # --- YAML, and nothing in it that is not plain data ------------------------------------------
@@ -76,86 +116,74 @@ def parse(path: Path) -> Source:
     try:
         content = path.read_bytes()
         text = content.decode()
-        _check_depth(path, text)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Loader)
+        if not isinstance(node, yaml.MappingNode):
+            problem = "an experiment is lines of 'name: value', 'about' first."
+            raise _Refused(node.start_mark.line if node else 0, problem)
+        return Source(path, _plain(node, ""), node)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}).") from None
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}:{line}: this is not text in UTF-8 ({error.reason}).") from None
+        line = content.count(b"\n", 0, error.start)
+        message = f"this is not text in UTF-8 ({error.reason})."
     except yaml.reader.ReaderError as error:  # its position counts characters
-        line = text.count("\n", 0, error.position) + 1
-        raise InputError(f"{path}:{line}: this is not YAML ({error.reason}).") from None
+        line, message = text.count("\n", 0, error.position), f"this is not YAML ({error.reason})."
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
-        raise InputError(f"{path}:{line}: this is not YAML ({error.problem}).") from None
-    if not isinstance(node, yaml.MappingNode):
-        line = node.start_mark.line + 1 if node else 1
-        raise InputError(f"{path}:{line}: an experiment is lines of 'name: value', 'about' first.")
-    reader = _Reader(path)
-    return Source(path, reader.value(node, ()), reader.lines)
+        line, message = mark.line if mark else 0, f"this is not YAML ({error.problem})."
+    except _Refused as error:
+        line, message = error.args
+    raise InputError(f"{path}:{line + 1}: {message}")
 
 
-def _check_depth(path: Path, text: str) -> None:
-    """Before anything recurses into the file."""
+class _Refused(Exception):
+    """YAML that is not read: the line, from 0, and what to say of it."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses anchors, aliases and deep nesting before anything recurses into them."""
+
     depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            line = event.start_mark.line + 1 if event.start_mark else 1
-            raise InputError(f"{path}:{line}: this is nested too deeply.")
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        line = event.start_mark.line
+        if isinstance(event, yaml.AliasEvent) or event.anchor:
+            message = f"anchors and aliases ('{event.anchor}') are not read: write it out."
+            raise _Refused(line, message)
+        if self.depth == MAX_DEPTH:
+            raise _Refused(line, "this is nested too deeply.")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
-class _Reader:
-    """Turns the nodes of a file into plain data and notes their lines."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.lines: dict[Where, int] = {}
-        self.seen: set[int] = set()
-        self.constructor = yaml.constructor.SafeConstructor()
-
-    def value(self, node: yaml.Node, where: Where) -> Any:
-        line = node.start_mark.line + 1
-        self.lines.setdefault(where, line)
-        if id(node) in self.seen:
-            raise self.error(line, "anchors and aliases (& and *) are not read: write it out.")
-        self.seen.add(id(node))
-        if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
-            return self.mapping(node, where)
-        if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
-            return [self.value(item, (*where, n)) for n, item in enumerate(node.value)]
-        return self.scalar(node, line, ".".join(map(str, where)))
-
-    def mapping(self, node: yaml.MappingNode, where: Where) -> dict[str, Any]:
+def _plain(node: yaml.Node, name: str) -> Any:
+    """What a node says, as plain data."""
+    line, kind = node.start_mark.line, node.tag.rpartition(":")[2]
+    if isinstance(node, yaml.SequenceNode) and kind == "seq":
+        return [_plain(item, f"{name}.{number}") for number, item in enumerate(node.value)]
+    if isinstance(node, yaml.MappingNode) and kind == "map":
         found: dict[str, Any] = {}
         for key, value in node.value:
-            line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
-                raise self.error(line, f"'{key.value}' is no name: names are text, in quotes.")
+            line = key.start_mark.line
+            if key.tag != "tag:yaml.org,2002:str":
+                raise _Refused(line, f"'{key.value}' is no name: names are text, in quotes.")
             if key.value in found:
-                raise self.error(line, f"'{key.value}' is given twice.")
-            self.lines[*where, key.value] = line
-            found[key.value] = self.value(value, (*where, key.value))
+                raise _Refused(line, f"'{key.value}' is given twice.")
+            found[key.value] = _plain(value, f"{name}.{key.value}".removeprefix("."))
         return found
-
-    def scalar(self, node: yaml.Node, line: int, name: str) -> Any:
-        if not isinstance(node, yaml.ScalarNode) or node.tag not in _SCALARS:
-            kind = node.tag.rpartition(":")[2]
-            raise self.error(line, f"this is a {kind}: give text in quotes, numbers, lists.")
-        try:
-            value = self.constructor.construct_object(node)
-            str(value).encode()
-        except (ValueError, KeyError, yaml.YAMLError) as error:
-            raise self.error(line, f"'{name}' cannot be read ({str(error)[:80]}).") from None
-        if isinstance(value, float) and not math.isfinite(value):
-            raise self.error(line, f"'{name}' is {node.value}, not a finite number.")
-        return value
-
-    def error(self, line: int, message: str) -> InputError:
-        return InputError(f"{self.path}:{line}: {message}")
+    if node.tag not in _SCALARS:
+        raise _Refused(line, f"this is a {kind}: give text in quotes, numbers, lists.")
+    try:
+        value = yaml.constructor.SafeConstructor().construct_object(node)
+        str(value).encode()
+    except (ValueError, KeyError, yaml.YAMLError) as error:
+        raise _Refused(line, f"'{name}' cannot be read ({str(error)[:80]}).") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _Refused(line, f"'{name}' is {node.value}, not a finite number.")
+    return value
 
 
 # --- What may stand in it ----------------------------------------------------------------------
@@ -211,10 +239,6 @@ class Choices(Strict):
     settings: dict[str, Any] = {}
     paper: Paper = Paper(table="none", row={"none": ""})
 
-    def says(self, name: str) -> bool:
-        """Whether ``name`` was given."""
-        return name in self.model_fields_set
-
 
 class Cell(Choices):
     """A variant."""
@@ -232,83 +256,27 @@ class File(Choices):
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default={}, min_length=1)
 
 
-@cache
-def settings_model(method: str) -> type[BaseModel]:
-    """Some of the settings of teacher, loop and ``method``, with their types."""
-    parts = (TeachConfig, DistillConfig, METHODS[method].Config)
-    fields = {name: (_partial(part), None) for name, part in zip(PARTS, parts, strict=True)}
-    return create_model("settings", __base__=Strict, **typing.cast(Any, fields))
-
-
-def _partial(settings: type) -> type[BaseModel]:
-    hints = typing.get_type_hints(settings)
-    names = [f.name for f in dataclasses.fields(settings) if f.name != "seed"]  # that is the run's
-    fields = {name: (_field(hints[name]), None) for name in names}
-    return create_model(settings.__name__, __base__=Strict, **typing.cast(Any, fields))
-
-
-def _field(hint: Any) -> Any:
-    """A dataclass becomes partial, also where it may be None; all else keeps its type."""
-    if dataclasses.is_dataclass(hint):
-        return _partial(typing.cast(type, hint))
-    if isinstance(hint, types.UnionType):
-        first, none = typing.get_args(hint)
-        return _field(first) | none
-    return hint
-
-
 # --- What to say of a mistake ------------------------------------------------------------------
 
 
-def _sentence(error: Any, place: Where, model: type[BaseModel]) -> str:
+def _sentence(error: Any, place: Where) -> str:
     name = ".".join(map(str, place))
     if error["type"] == "missing":
         return f"'{name}' is missing."
     if error["type"] == "extra_forbidden":
-        *outer, wrong = error["loc"]
-        return unknown(str(wrong), _names_at(model, outer), name)
+        return unknown(str(place[-1]), _names_at(place[:-1]), name)
     if error["type"] in ("model_type", "model_attributes_type"):
-        known = ", ".join(_names_at(model, list(error["loc"])))
+        known = ", ".join(_names_at(place))
         return f"'{name}' is {error['input']!r}; expected: text, or names with values ({known})."
     expected = error["msg"].removeprefix("Input should be ").removeprefix("a ")
-    hint = ""
-    if expected == "valid number" and re.fullmatch(r"[\d.]+e[+-]?\d+", str(error["input"]), re.I):
-        hint = f" (YAML takes this for text: write {float(error['input']):.1e})"
-    return f"'{name}' is {error['input']!r}; expected: {expected}{hint}."
+    return f"'{name}' is {error['input']!r}; expected: {expected}."
 
 
-def unknown(wrong: str, known: typing.Sequence[str], name: str = "") -> str:
-    """That ``wrong`` is not known, the nearest of ``known``, and all of them."""
-    near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.4)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
-    return f"'{name or wrong}' is not known.{hint} Known here: {', '.join(known)}."
-
-
-def _names_at(model: type[BaseModel], outer: list) -> list[str]:
-    """The names that can stand in the mapping to which ``outer`` leads."""
-    for part in outer:
-        if isinstance(part, str) and part in model.model_fields:
-            hint = model.model_fields[part].annotation
-            inside = [h for h in (hint, *_arguments(hint)) if isinstance(h, type)]
-            models = [h for h in inside if issubclass(h, BaseModel)]
-            model = models[0] if models else model
-    return list(model.model_fields)
-
-
-def _arguments(hint: Any) -> Iterator[Any]:
-    for argument in typing.get_args(hint):
-        yield argument
-        yield from _arguments(argument)
-
-
-def chosen(
-    source: Source, where: Where, kind: str, name: str, options: typing.Iterable[str]
-) -> str:
-    """``choose``, with a line."""
-    try:
-        return choose(kind, name, options)
-    except InputError as error:
-        raise source.refuse(where, str(error)) from None
+def _names_at(place: Where) -> list[str]:
+    """The names that can stand in the mapping at ``place``."""
+    inside: dict[str, type[BaseModel]] = {"cells": Cell, "data": Data, "paper": Paper}
+    found = [inside[part] for part in place if isinstance(part, str) and part in inside]
+    return list((found or [File])[-1].model_fields)
 
 
 def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
@@ -320,18 +288,3 @@ def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
             both = isinstance(old, dict) and isinstance(value, dict)
             result[key] = merged(old, value) if both else value  # type: ignore[arg-type]
     return result
-
-
-def nested_in(dotted: str, value: Any) -> dict[str, Any]:
-    """``method.beta`` and 0 as ``{"method": {"beta": 0}}``."""
-    tree = value
-    for part in reversed(dotted.split(".")):
-        tree = {part: tree}
-    return tree
-
-
-def part_at(tree: Any, path: Where) -> Any:
-    """What stands in a file at the end of a way."""
-    for part in path:
-        tree = tree[part]
-    return tree
