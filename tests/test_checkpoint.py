@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
+import math
 import os
 import pickle
 import subprocess
@@ -15,7 +17,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from dfkd_lite.errors import InputError
@@ -308,13 +309,7 @@ def test_checkpoint_comes_back_and_the_one_before_goes(tmp_path):
     assert checkpoint.load_checkpoint(folder) is None
     checkpoint.save_checkpoint(folder, 9, weights(1), {"old": True})
     checkpoint.save_checkpoint(folder, 120, weights(2), state)
-    assert os.listdir(folder) == ["step-000120"]
-    assert sorted(os.listdir(folder / "step-000120")) == [
-        "generator.safetensors",
-        "manifest.json",
-        "state.pt",
-        "student.safetensors",
-    ]
+    assert os.listdir(folder) == ["step-000120.pt"]
     loaded = checkpoint.load_checkpoint(folder)
     assert loaded.step == 120 and loaded.weights.keys() == {"student", "generator"}
     for name, tensors in weights(2).items():
@@ -329,7 +324,7 @@ def test_the_same_step_again_replaces(tmp_path):
     checkpoint.save_checkpoint(tmp_path, 5, weights(1), {"try": 1})
     checkpoint.save_checkpoint(tmp_path, 5, weights(2), {"try": 2})
     loaded = checkpoint.load_checkpoint(tmp_path)
-    assert loaded.state == {"try": 2} and os.listdir(tmp_path) == ["step-000005"]
+    assert loaded.state == {"try": 2} and os.listdir(tmp_path) == ["step-000005.pt"]
     assert same(loaded.weights["student"], weights(2)["student"])
 
 
@@ -337,7 +332,7 @@ def test_an_earlier_step_is_refused(tmp_path):
     checkpoint.save_checkpoint(tmp_path, 50, weights(), {})
     with pytest.raises(InputError, match="holds a checkpoint of step 50, later than step 7"):
         checkpoint.save_checkpoint(tmp_path, 7, weights(), {})
-    assert os.listdir(tmp_path) == ["step-000050"]
+    assert os.listdir(tmp_path) == ["step-000050.pt"]
 
 
 def test_steps_beyond_six_digits_are_ordered_as_numbers(tmp_path):
@@ -350,7 +345,6 @@ def test_steps_beyond_six_digits_are_ordered_as_numbers(tmp_path):
     ("step", "tensors", "state", "message"),
     [
         (-1, {}, {}, "step is -1"),
-        (1, {"../x": {}}, {}, r"as '\.\./x'"),
         (1, {"s": {"w": torch.tensor([float("inf")])}}, {}, "At step 1, s has NaN .*diverged"),
         (1, {}, {"path": Bomb(Path("x"))}, r"plain data and tensors only \(found \w+\.mkdir"),
         (1, {}, {"f": lambda: 0}, "plain data and tensors only"),
@@ -363,24 +357,21 @@ def test_what_cannot_be_kept_is_refused_before_anything_is_written(
     checkpoint.save_checkpoint(tmp_path, 0, weights(), {"fine": 1})
     with pytest.raises(InputError, match=message):
         checkpoint.save_checkpoint(tmp_path, step, tensors, state)
-    assert os.listdir(tmp_path) == ["step-000000"]
+    assert os.listdir(tmp_path) == ["step-000000.pt"]
     assert checkpoint.load_checkpoint(tmp_path).state == {"fine": 1}
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])
-@pytest.mark.parametrize("at", [1, 2])
 @pytest.mark.parametrize("step", [1, 2])
-def test_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, function, at, step):
+def test_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, function, step):
     checkpoint.save_checkpoint(tmp_path, 1, weights(1), {"try": 1})
     with monkeypatch.context() as patch:
-        broken(patch, function, errno.ENOSPC, at)
+        broken(patch, function, errno.ENOSPC)
         with pytest.raises(InputError, match="could not be saved: the disk is full"):
             checkpoint.save_checkpoint(tmp_path, step, weights(2), {"try": 2})
-    loaded = checkpoint.load_checkpoint(tmp_path)
-    whole_anyway = function == "replace" and at == 2 and step == 2  # only the clearing up failed
-    assert loaded.state == {"try": 2 if whole_anyway else 1}
+    assert checkpoint.load_checkpoint(tmp_path).state == {"try": 1}
     checkpoint.save_checkpoint(tmp_path, 3, weights(3), {"try": 3})
-    assert os.listdir(tmp_path) == ["step-000003"]
+    assert os.listdir(tmp_path) == ["step-000003.pt"]
 
 
 KILLED = """
@@ -408,9 +399,8 @@ def die_at(n):
         return call
     def half_written(path, content):
         path.write_bytes(content[: len(content) // 2])
-    os.fsync, os.replace = wrap(os.fsync), wrap(os.replace)
-    files.write_synced = checkpoint.write_synced = wrap(files.write_synced, half_written)
-    checkpoint.shutil.rmtree = wrap(checkpoint.shutil.rmtree)
+    os.fsync, os.replace, os.unlink = wrap(os.fsync), wrap(os.replace), wrap(os.unlink)
+    files.write_synced = wrap(files.write_synced, half_written)
 
 checkpoint.save_checkpoint(folder, 1, weights(1), {"value": 1})
 step, deaths, seen = 1, 0, set()
@@ -435,7 +425,7 @@ for n in range(1, 100):
     step = found.step + 1
 final = checkpoint.load_checkpoint(folder)
 assert final.state["value"] == 100 + n
-assert os.listdir(folder) == [f"step-{final.step:06d}"], os.listdir(folder)
+assert os.listdir(folder) == [f"step-{final.step:06d}.pt"], os.listdir(folder)
 print(deaths, sorted(seen))
 """
 
@@ -447,75 +437,90 @@ def test_writer_killed_at_any_point_leaves_a_whole_checkpoint(tmp_path, again):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     deaths, seen = done.stdout.split(maxsplit=1)
-    assert int(deaths) >= 10 and seen.strip() == "['new', 'old']"
+    assert int(deaths) >= 5 and seen.strip() == "['new', 'old']"
 
 
-@pytest.mark.parametrize("name", ["student.safetensors", "state.pt"])
-def test_damaged_checkpoint_is_refused_with_the_reason(tmp_path, name):
+def test_damaged_checkpoint_is_refused_with_the_reason(tmp_path):
     checkpoint.save_checkpoint(tmp_path, 3, weights(), run_state())
-    file = tmp_path / "step-000003" / name
+    file = tmp_path / "step-000003.pt"
     whole = file.read_bytes()
-    flipped = whole[:-50] + bytes([whole[-50] ^ 1]) + whole[-49:]
-    for content in (whole[:-1], b"", flipped):
-        file.write_bytes(content)
-        with pytest.raises(InputError, match=rf"step-000003 is damaged \({name} is not as it was"):
+    for at in (-1, -50, len(whole) // 2, 300):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at:][1:])
+        with pytest.raises(InputError, match=r"step-000003\.pt is damaged \(it is not as it was"):
             checkpoint.load_checkpoint(tmp_path)
-    file.unlink()
-    with pytest.raises(InputError, match=f"files are missing or do not belong there: {name}"):
+    file.write_bytes(whole[:-1])
+    with pytest.raises(InputError, match="delete this file, and the run starts anew"):
         checkpoint.load_checkpoint(tmp_path)
+    file.write_bytes(whole)
+    assert checkpoint.load_checkpoint(tmp_path).step == 3
 
 
-def forge(folder: Path, **files: bytes) -> None:
-    """Write a checkpoint of step 3 with honest checksums over files of one's choice."""
+def forge(folder: Path, content: bytes) -> None:
+    """Write a checkpoint of step 3 with an honest checksum of a content of one's choice."""
     folder.mkdir()
-    checkpoint._publish(folder / "step-000003", checkpoint._checkpoint_files(3, {}, {}) | files)
-    names = [p for p in (folder / "step-000003").iterdir() if p.name != "manifest.json"]
-    sums = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in names}
-    manifest = {"format": checkpoint.CHECKPOINT_FORMAT, "step": 3, "sha256": sums}
-    (folder / "step-000003" / "manifest.json").write_text(json.dumps(manifest))
+    digest = hashlib.sha256(content).hexdigest()
+    about = json.dumps({"format": checkpoint.CHECKPOINT_FORMAT, "sha256": digest})
+    (folder / "step-000003.pt").write_bytes(about.encode() + b"\n" + content)
+
+
+def saved(content: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
 
 
 def test_forged_checkpoints_cannot_run_code(tmp_path):
-    torch.save({"a": Bomb(tmp_path / "mark")}, tmp_path / "bomb.pt")
-    forge(tmp_path / "run", **{"state.pt": (tmp_path / "bomb.pt").read_bytes()})
+    bomb = {"step": 3, "weights": {}, "state": {"a": Bomb(tmp_path / "mark")}}
+    for folder, content in (("a", saved(bomb)), ("b", pickle.dumps(bomb))):
+        forge(tmp_path / folder, content)
+        with pytest.raises(InputError, match=r"step-000003\.pt is damaged \("):
+            checkpoint.load_checkpoint(tmp_path / folder)
     with pytest.raises(InputError, match=r"is damaged \(found \w+\.mkdir"):
-        checkpoint.load_checkpoint(tmp_path / "run")
+        checkpoint.load_checkpoint(tmp_path / "a")
     assert not (tmp_path / "mark").exists()
 
 
-def test_forged_weights_are_refused(tmp_path):
-    nan = to_safetensors({"w": torch.tensor([float("nan")])})
-    for folder, content, message in (
-        ("a", b"not safetensors", "is damaged"),
-        ("b", nan, r"is damaged \(student has NaN"),
-    ):
-        forge(tmp_path / folder, **{"student.safetensors": content})
-        with pytest.raises(InputError, match=message):
-            checkpoint.load_checkpoint(tmp_path / folder)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not torch.save's", ""),
+        (saved([1]), ""),
+        (saved({"step": 3}), ""),
+        (saved({"step": 3, "weights": {}, "state": [1]}), r"it is a list, not a dictionary"),
+        (
+            saved({"step": 3, "weights": {"s": {"w": torch.tensor([math.nan])}}, "state": {}}),
+            r"s has NaN",
+        ),
+        (saved({"step": 4, "weights": {}, "state": {}}), "it says step 4"),
+    ],
+)
+def test_forged_content_is_refused(tmp_path, content, message):
+    forge(tmp_path / "run", content)
+    with pytest.raises(InputError, match=rf"is damaged \(.*{message}"):
+        checkpoint.load_checkpoint(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
-    "manifest",
+    "content",
     [
-        None,
-        "{",
-        "[]",
-        "{}",
-        '{"format": "other", "step": 3, "sha256": {}}',
-        '{"format": "dfkd_lite checkpoint 1", "step": 3, "sha256": [1]}',
+        b"",
+        b"{",
+        b"[]\n",
+        b"{}\n",
+        b'{"format": "other", "sha256": ""}\n',
+        b'{"format": "dfkd_lite checkpoint 2"}\n',
+        b"\x80\x00\n",
     ],
 )
-def test_foreign_folders_are_refused(tmp_path, manifest):
-    (tmp_path / "step-000003").mkdir()
-    if manifest is not None:
-        (tmp_path / "step-000003" / "manifest.json").write_text(manifest)
-    with pytest.raises(InputError, match="step-000003 is not a checkpoint of this package"):
+def test_foreign_files_are_refused(tmp_path, content):
+    (tmp_path / "step-000003.pt").write_bytes(content)
+    with pytest.raises(InputError, match=r"step-000003\.pt is not a checkpoint of this package"):
         checkpoint.load_checkpoint(tmp_path)
 
 
 def test_renamed_checkpoint_is_refused(tmp_path):
     checkpoint.save_checkpoint(tmp_path, 3, weights(), {})
-    os.rename(tmp_path / "step-000003", tmp_path / "step-000009")
+    os.rename(tmp_path / "step-000003.pt", tmp_path / "step-000009.pt")
     with pytest.raises(InputError, match="it says step 3"):
         checkpoint.load_checkpoint(tmp_path)
 
@@ -526,4 +531,4 @@ def test_other_things_in_the_folder_are_left_alone(tmp_path):
     assert checkpoint.load_checkpoint(tmp_path) is None
     checkpoint.save_checkpoint(tmp_path, 1, weights(), {})
     checkpoint.save_checkpoint(tmp_path, 2, weights(), {})
-    assert sorted(os.listdir(tmp_path)) == ["history.json", "step-000002", "step-notes"]
+    assert sorted(os.listdir(tmp_path)) == ["history.json", "step-000002.pt", "step-notes"]
