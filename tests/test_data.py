@@ -280,7 +280,7 @@ def test_npz_too_large_for_memory_is_mapped_from_disk(tmp_path, monkeypatch):
     path = save(tmp_path / "a.npz", arrays(channels=3))
     whole = data.load(path)
     monkeypatch.setattr(npz, "MEMORY_LIMIT", 0)
-    monkeypatch.setattr(npz, "resize", None)
+    monkeypatch.setattr("dfkd_lite.data.images.resize", None)
     mapped = data.load(path, root=tmp_path / "root")
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "root").rglob("*") if p.is_file()}
     assert len(files) == 6 and all(p.suffix == ".npy" for p in files)

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import InputError
-from .images import MEMORY_LIMIT, SIZES, ImageData, Split, from_tensors, resize
+from .images import MEMORY_LIMIT, SIZES, ImageData, Split, from_tensors
 
 # Split -> the keys of its images and labels in an .npz: as MedMNIST names them, as Keras does.
 _MEDMNIST_KEYS = {s: (f"{s}_images", f"{s}_labels") for s in ("train", "val", "test")}
@@ -46,10 +46,8 @@ def read_npz(
         raise InputError(
             f"{path} is not an .npz file, or it is damaged or cut short ({error}); get it again."
         ) from None
-    if size is not None:
-        splits = {s: Split(resize(d.images, size), d.labels) for s, d in splits.items()}
     class_names = _check_labels(path, {s: d.labels for s, d in splits.items()}, class_names)
-    return from_tensors(name, class_names, splits["train"], splits.get("val"), splits["test"])
+    return from_tensors(name, class_names, splits, size)
 
 
 def _header(path: Path, file: zipfile.ZipFile, member: str) -> tuple[tuple[int, ...], np.dtype]:
