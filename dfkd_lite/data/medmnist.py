@@ -53,8 +53,7 @@ def read_medmnist(name: str, root: Path, size: int | None, download: bool) -> Im
         )
     class_names = tuple(row["label"][str(i)] for i in range(len(row["label"])))
     data = read_npz(path, name, root, None, class_names)
-    found: dict[str, Any] = {"train": data.train, "val": data.val, "test": data.test}
-    count = {split: 0 if found[split] is None else len(found[split]) for split in found}
+    count = {split: len(getattr(data, split) or ()) for split in ("train", "val", "test")}
     if (count, data.channels, data.size) != (row["n_samples"], row["n_channels"], side):
         raise InputError(
             f"{path} is not the file of {name} at {side} px: it holds {count} images of "

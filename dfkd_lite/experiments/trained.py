@@ -11,7 +11,7 @@ import copy
 import hashlib
 import json
 import shutil
-from dataclasses import is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def taught(
     path = find_teacher(data, network, config)
     if path is None:
         path = _kept_teacher(data, network, config)
-        cut_off = _kept("checkpoints", path.stem)
+        cut_off = data_root() / "checkpoints" / path.stem
         where = environment(resolve_device(device))
         teacher, spec, history = teach(
             network, data, config, device, progress, folder=cut_off, resume=True
@@ -92,7 +92,7 @@ def _kept_teacher(data: ImageData, network: str, config: TeachConfig) -> Path:
     cut off is only ever continued as itself."""
     identity = f"{config!r} {described(data)['sha256']}"
     key = hashlib.sha256(identity.encode()).hexdigest()[:12]
-    return _kept("teachers", f"{_stem(data, network, config)}_{key}.safetensors")
+    return data_root() / "teachers" / f"{_stem(data, network, config)}_{key}.safetensors"
 
 
 def _is_whole(path: Path) -> bool:
@@ -180,7 +180,7 @@ def trained_student(
     if student_file is None or generator_file is None:
         teacher, spec = trained_teacher(data, preset, seed)
         result = distill(teacher, preset.student, spec, config, preset.method)
-        student_file, generator_file = (_kept("students", name) for name in names)
+        student_file, generator_file = (data_root() / "students" / name for name in names)
         notes = {key: str(value) for key, value in made_with.items()}
         notes["teacher"] = f"{preset.teacher} {made_with['teacher']}"
         save_network(student_file, result.student, replace(spec, network=preset.student), notes)
@@ -193,17 +193,13 @@ def _label(data: ImageData) -> str:
     return f"{Path(data.name).stem}-{data.size}px"
 
 
-def _kept(kind: str, name: str) -> Path:
-    return data_root() / kind / name
-
-
 def _stem(data: ImageData, network: str, config: TeachConfig) -> str:
     return f"{_label(data)}_{network}_seed{config.seed}"
 
 
 def _find_student(name: str, made_with: dict[str, Any]) -> Path | None:
     """The shipped or kept file of that name, if it was made with the same settings."""
-    for path in (SHIPPED / "students" / name, _kept("students", name)):
+    for path in (SHIPPED / "students" / name, data_root() / "students" / name):
         if path.is_file() and _fits(path, made_with):
             return path
     return None
@@ -224,20 +220,16 @@ def _says(note: str, value: Any) -> bool:
         return note == value
     try:
         written = ast.parse(note[note.find(f"{type(value).__name__}(") :], mode="eval")
-        return _same(written.body, value)
-    except (SyntaxError, TypeError, ValueError):  # no repr of settings, or of others than these
+        return bool(_rebuilt(written.body, value) == value)
+    except (AttributeError, SyntaxError, TypeError, ValueError):  # other settings than these
         return False
 
 
-def _same(written: ast.expr, value: Any) -> bool:
-    """Compare settings field by field; one that the note does not know must have its default."""
-    if not is_dataclass(value):
-        return ast.unparse(written) == repr(value)
-    kind: Any = type(value)
-    if not isinstance(written, ast.Call) or ast.unparse(written.func) != kind.__name__:
-        return False
+def _rebuilt(written: ast.expr, like: Any) -> Any:
+    """Read settings back from their ``repr``; a field that it lacks gets its default."""
+    if not isinstance(written, ast.Call):
+        return ast.literal_eval(written)
+    if ast.unparse(written.func) != type(like).__name__:
+        raise TypeError("settings of another kind")
     noted = {str(keyword.arg): keyword.value for keyword in written.keywords}
-    if not noted.keys() <= vars(value).keys():  # the note has a setting that is no more
-        return False
-    now = {name: getattr(value, name) for name in noted}
-    return kind(**now) == value and all(_same(noted[name], now[name]) for name in noted)
+    return type(like)(**{name: _rebuilt(noted[name], getattr(like, name)) for name in noted})
