@@ -180,10 +180,9 @@ def _from_files(
         splits = {s: _decode_all(d, s) for s, d in splits.items()}
     train = splits["train"]
     if statistics is None or channels != len(statistics[0]):
-        rows = torch.tensor(_spread(range(len(train)), STATISTICS_IMAGES))
-        statistics = pixel_statistics(
-            train.images if isinstance(train, Split) else train.take(rows)
-        )
+        some = torch.tensor(_spread(range(len(train)), STATISTICS_IMAGES))
+        images = train.images if isinstance(train, Split) else train.take(some)
+        statistics = pixel_statistics(images)
     val, test = splits.get("val"), splits["test"]
     return ImageData(name, class_names, channels, side, *statistics, train, val, test)
 

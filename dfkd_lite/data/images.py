@@ -181,13 +181,7 @@ class ImageData:
     def spec(self, network: str) -> NetworkSpec:
         """What it takes to rebuild ``network`` for this data."""
         return NetworkSpec(
-            network=network,
-            classes=self.classes,
-            channels=self.channels,
-            size=self.size,
-            mean=self.mean,
-            std=self.std,
-            class_names=self.class_names,
+            network, self.classes, self.channels, self.size, self.mean, self.std, self.class_names
         )
 
 
