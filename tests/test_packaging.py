@@ -85,8 +85,16 @@ def test_version_is_said_once():
     assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-def test_importing_the_package_waits_for_no_large_library():
+@pytest.mark.parametrize(
+    ("start", "late"),
+    [
+        ("import dfkd_lite", {"sklearn", "medmnist", "torchvision", "matplotlib", "plotly"}),
+        ("from dfkd_lite.cli.main import _parser; _parser()", {"medmnist", "torchvision"}),
+    ],
+    ids=["package", "command"],
+)
+def test_a_start_waits_for_no_large_library(start, late):
     """Seconds, at each start of the command and of each job of a workflow."""
-    code = "import sys, dfkd_lite; print({'sklearn', 'matplotlib', 'plotly'} & {*sys.modules})"
+    code = f"import sys; {start}; print({late} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "set()", done.stdout + done.stderr

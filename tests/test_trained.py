@@ -1,6 +1,6 @@
 """Train or load: what ships is found, what was made with other settings is not taken for it."""
 
-from dataclasses import replace
+from dataclasses import field, fields, make_dataclass, replace
 
 import pytest
 import torch
@@ -84,6 +84,52 @@ def test_other_settings_are_not_taken_for_the_same(no_training):
     other = replace(lite, method=replace(lite.method, beta=0.7))
     with pytest.raises(AssertionError, match="nothing had to be trained"):
         trained_student(data, other)
+
+
+def with_one_more(settings, **values):
+    """The same settings as their class will be once it has one more field, ``later``."""
+    kind, more = type(settings), [("later", str, field(default="as ever"))]
+    changed = make_dataclass(kind.__name__, more, bases=(kind,), frozen=True)
+    return changed(**{f.name: getattr(settings, f.name) for f in fields(settings)}, **values)
+
+
+def changed_in(settings, place, change):
+    """Nested settings with ``change`` made in one place, such as ``method.msarc``."""
+    if not place:
+        return change(settings)
+    name, _, rest = place.partition(".")
+    return replace(settings, **{name: changed_in(getattr(settings, name), rest, change)})
+
+
+@pytest.mark.parametrize("place", ["teach", "distill", "method", "method.msarc.cam"])
+def test_a_setting_added_later_must_have_its_default(no_training, place):
+    data, lite = load("digits"), preset("lite")
+    grown = changed_in(lite, place, with_one_more)
+    trained_teacher(data, grown)
+    trained_student(data, grown)
+    other = changed_in(lite, place, lambda settings: with_one_more(settings, later="another"))
+    for trained in (trained_teacher, trained_student)[place != "teach" :]:
+        with pytest.raises(AssertionError, match="nothing had to be trained"):
+            trained(data, other)
+
+
+def test_a_note_is_compared_field_by_field():
+    method, says = preset("lite").method, trained_module._says
+    note = repr(method)
+    assert says(note, method) and says(f"wrn-16-1 {note}", method)
+    assert says(note.replace("beta=0.1, ", ""), method)  # its default
+    assert not says(note.replace("width=32, ", ""), method)  # the default is 64
+    for old, new in (
+        ("beta=0.1", "beta=0.15"),
+        ("lam=0.03", "lam=0.035"),
+        ("stages=None", "stages='None'"),
+        ("CamConfig", "MapConfig"),
+        ("attention=AttentionConfig(lam=0.03", "attention=None, other=dict(lam=0.03"),
+        ("(", "(gone=1, "),
+    ):
+        assert old in note and not says(note.replace(old, new, 1), method), old
+    for text in ("", "wrn-16-1", "FsscConfig(", "FsscConfig", "FsscConfig(\0)"):
+        assert not says(text, method), text
 
 
 def test_tables_of_the_paper_by_name():

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ..data import ImageData, load, names
+from ..data import READERS, ImageData, load
 from ..devices import resolve_device
 from ..distill import Distillation, Measure
 from ..errors import InputError, choose
@@ -250,12 +250,12 @@ def _common(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentP
 
 
 def _data_options(parser: argparse.ArgumentParser, required: bool) -> None:
-    known = ", ".join(names())
+    known = f"{', '.join(READERS)}, or a set of MedMNIST (pathmnist, ...)"
     parser.add_argument(
         "--data",
         required=required,
         default=None if required else "digits",
-        help=f"a folder of class folders, an .npz file, or one of {known}",
+        help=f"a folder of class folders, an .npz file, one of {known}",
     )
     parser.add_argument("--data-root", help="folder of data sets ($DFKD_DATA, or data/downloads)")
     parser.add_argument("--size", type=int, help="side of the images in pixels")

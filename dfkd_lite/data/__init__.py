@@ -4,6 +4,8 @@
 ``load("my/photos")`` reads a folder of class folders and ``load("mine.npz")`` an archive of
 arrays. Every source gives the same `ImageData`. Files are looked for, and written, below one
 folder only: ``root``, else the environment variable ``DFKD_DATA``, else ``data/downloads``.
+(The package ``medmnist``, imported where one of its sets is asked for, makes an empty
+``~/.medmnist``.)
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from .digits import read_digits
 from .download import fetch
 from .folders import read_folder, read_imagenet100, read_imagenette, read_tiny_imagenet
 from .images import SIZES, AnySplit, FolderSplit, ImageData, Split, check_size
-from .medmnist import medmnist_info, medmnist_is_there, read_medmnist
+from .medmnist import medmnist_info, read_medmnist
 from .npz import read_npz
 
 __all__ = [
@@ -52,8 +54,8 @@ def data_root(root: str | Path | None = None) -> Path:
 
 
 def names() -> tuple[str, ...]:
-    """Every name that `load` knows; MedMNIST's only where the package medmnist is installed."""
-    return (*READERS, *(medmnist_info() if medmnist_is_there() else ()))
+    """Every name that `load` knows: those of ``READERS``, and MedMNIST's."""
+    return (*READERS, *medmnist_info())
 
 
 def load(
@@ -84,7 +86,7 @@ def load(
     known = name_or_path.lower() if isinstance(name_or_path, str) else ""
     if known in READERS:
         return READERS[known](data_root(root), size, download)
-    if known in names():
+    if "mnist" in known and known.isalnum() and known in medmnist_info():
         return read_medmnist(known, data_root(root), size, download)
     return _read_path(Path(name_or_path).expanduser(), data_root(root), size)
 
@@ -98,15 +100,8 @@ def _read_path(path: Path, root: Path, size: int | None) -> ImageData:
         raise InputError(f"{path} is neither a folder of class folders nor an .npz file.")
     if path.suffix == ".npz" or len(path.parts) > 1:
         raise InputError(f"There is no file or folder {path}; check the path.")
-    raise _unknown(str(path))
-
-
-def _unknown(name: str) -> InputError:
-    """What to say of a name that `load` does not know."""
     try:
-        if "mnist" in name.lower():
-            medmnist_info()  # says how to get MedMNIST's names where they are not known
-        choose("data set", name, names())
+        choose("data set", str(path), names())
     except InputError as error:
-        return InputError(f"{error} A folder or an .npz file is given by its path.")
-    raise AssertionError(name)  # called for unknown names only
+        raise InputError(f"{error} A folder or an .npz file is given by its path.") from None
+    raise AssertionError(path)  # called for unknown names only

@@ -10,7 +10,7 @@ import torch
 
 from ..errors import InputError
 from .download import ARCHIVES, read_text, unpacked
-from .images import ImageData, Split, from_tensors, resize
+from .images import ImageData, Split, from_tensors
 
 
 @dataclass(frozen=True)
@@ -23,29 +23,19 @@ class CifarFiles:
     label_bytes: int  # CIFAR-100 has a coarse label first; the last one is the class
     classes: int
     records: int  # in each file of the train split
-    test_records: int
+    test_records: int = 10_000
 
 
 CIFAR_FILES = {
     "cifar10": CifarFiles(
-        train=tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
-        test="test_batch.bin",
-        names="batches.meta.txt",
-        label_bytes=1,
-        classes=10,
-        records=10_000,
-        test_records=10_000,
+        tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin", "batches.meta.txt",
+        label_bytes=1, classes=10, records=10_000,
     ),
     "cifar100": CifarFiles(
-        train=("train.bin",),
-        test="test.bin",
-        names="fine_label_names.txt",
-        label_bytes=2,
-        classes=100,
-        records=50_000,
-        test_records=10_000,
+        ("train.bin",), "test.bin", "fine_label_names.txt",
+        label_bytes=2, classes=100, records=50_000,
     ),
-}
+}  # fmt: skip
 
 
 def read_cifar(name: str, root: Path, size: int | None, download: bool) -> ImageData:
@@ -60,9 +50,7 @@ def read_cifar(name: str, root: Path, size: int | None, download: bool) -> Image
             f"{folder / files.names} names {len(class_names)} classes, not {files.classes}; "
             f"delete {folder} and unpack {ARCHIVES[name].file} again."
         )
-    if size is not None:
-        train, test = (Split(resize(s.images, size), s.labels) for s in (train, test))
-    return from_tensors(name, class_names, train, None, test)
+    return from_tensors(name, class_names, {"train": train, "test": test}, size)
 
 
 def _cifar_file(path: Path, files: CifarFiles, records: int) -> Split:

@@ -29,5 +29,6 @@ def read_digits(root: Path, size: int | None, download: bool) -> ImageData:
     images = F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False)
     images = images.round_().to(torch.uint8)
     targets = torch.from_numpy(labels).long()
-    splits = [Split(images[np.sort(rows)], targets[np.sort(rows)]) for rows in (train, test)]
-    return from_tensors("digits", tuple("0123456789"), splits[0], None, splits[1])
+    rows = {"train": np.sort(train), "test": np.sort(test)}
+    splits = {split: Split(images[chosen], targets[chosen]) for split, chosen in rows.items()}
+    return from_tensors("digits", tuple("0123456789"), splits)

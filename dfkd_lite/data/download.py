@@ -11,10 +11,8 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -106,9 +104,7 @@ def _receive(url: str, part: Path) -> bool:
     try:
         reply = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30)
     except urllib.error.HTTPError as error:
-        if (
-            error.code != 416
-        ):  # "range not satisfiable": nothing is left to send, or too much is here
+        if error.code != 416:  # "range not satisfiable": nothing is left, or too much is here
             raise
         error.close()
         if error.headers.get("Content-Range") == f"bytes */{have}":
@@ -120,26 +116,13 @@ def _receive(url: str, part: Path) -> bool:
         done = have if resumed else 0
         length = reply.headers.get("Content-Length")
         total = done + int(length) if length else None
-        with open(part, "ab" if resumed else "wb") as out:
+        bar = tqdm.wrapattr(reply, "read", total=total, initial=done, desc=part.stem)
+        with open(part, "ab" if resumed else "wb") as out, bar as told:
             try:
-                copy_stream(reply.read, out.write, part.stem, total, done)
+                shutil.copyfileobj(told, out, 2**18)
             except (http.client.IncompleteRead, ConnectionError, TimeoutError):
                 return False
     return total is None or part.stat().st_size == total
-
-
-def copy_stream(
-    read: Callable[[int], bytes],
-    write: Callable[[bytes], Any],
-    title: str,
-    total: int | None,
-    done: int,
-) -> None:
-    """Copy a stream with a progress bar."""
-    with tqdm(total=total, initial=done, unit="B", unit_scale=True, desc=title) as bar:
-        while block := read(2**18):
-            write(block)
-            bar.update(len(block))
 
 
 def _check_sum(path: Path, checksum: str, advice: str) -> None:

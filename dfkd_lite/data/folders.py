@@ -88,15 +88,12 @@ def read_folder(
 
 
 def _folder_splits(folder: Path) -> tuple[list[str], dict[str, _Files]]:
-    if not (folder / "train").is_dir():
-        if (folder / "test").is_dir() or (folder / "val").is_dir():
-            raise InputError(f"{folder} has a test or val folder, but no train folder beside it.")
-        return _held_out(folder)
-    found = {
-        s: _list_classes(folder / s) for s in ("train", "val", "test") if (folder / s).is_dir()
-    }
-    if len(found) == 1:
-        return _held_out(folder / "train")
+    there = [split for split in ("train", "val", "test") if (folder / split).is_dir()]
+    if there and "train" not in there:
+        raise InputError(f"{folder} has a test or val folder, but no train folder beside it.")
+    if len(there) < 2:
+        return _held_out(folder / "train" if there else folder)
+    found = {split: _list_classes(folder / split) for split in there}
     classes = list(found["train"])
     for split, images in found.items():
         if differing := set(images) ^ set(classes):
@@ -181,22 +178,13 @@ def _from_files(
     }
     if len(everything) * channels * side**2 <= MEMORY_LIMIT:
         splits = {s: _decode_all(d, s) for s, d in splits.items()}
+    train = splits["train"]
     if statistics is None or channels != len(statistics[0]):
-        rows = torch.tensor(_spread(range(len(splits["train"])), STATISTICS_IMAGES))
-        train = splits["train"]
-        statistics = pixel_statistics(
-            train.images if isinstance(train, Split) else train.take(rows)
-        )
-    return ImageData(
-        name,
-        class_names,
-        channels,
-        side,
-        *statistics,
-        train=splits["train"],
-        val=splits.get("val"),
-        test=splits["test"],
-    )
+        some = torch.tensor(_spread(range(len(train)), STATISTICS_IMAGES))
+        images = train.images if isinstance(train, Split) else train.take(some)
+        statistics = pixel_statistics(images)
+    val, test = splits.get("val"), splits["test"]
+    return ImageData(name, class_names, channels, side, *statistics, train, val, test)
 
 
 def _decode_all(split: AnySplit, name: str) -> Split:

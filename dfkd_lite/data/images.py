@@ -181,13 +181,7 @@ class ImageData:
     def spec(self, network: str) -> NetworkSpec:
         """What it takes to rebuild ``network`` for this data."""
         return NetworkSpec(
-            network=network,
-            classes=self.classes,
-            channels=self.channels,
-            size=self.size,
-            mean=self.mean,
-            std=self.std,
-            class_names=self.class_names,
+            network, self.classes, self.channels, self.size, self.mean, self.std, self.class_names
         )
 
 
@@ -228,12 +222,15 @@ def pixel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ..
 
 
 def from_tensors(
-    name: str, class_names: tuple[str, ...], train: Split, val: Split | None, test: Split
+    name: str, class_names: tuple[str, ...], splits: dict[str, Split], size: int | None = None
 ) -> ImageData:
-    """Put splits that are in memory together, with the statistics of the train split."""
+    """Put splits that are in memory together, resized to ``size``, with the statistics of train."""
+    if size is not None:
+        splits = {s: Split(resize(d.images, size), d.labels) for s, d in splits.items()}
+    train, val, test = splits["train"], splits.get("val"), splits["test"]
+    _, channels, side, _ = train.images.shape
     mean, std = pixel_statistics(train.images)
-    channels, size = train.images.shape[1], train.images.shape[-1]
-    return ImageData(name, class_names, channels, size, mean, std, train, val, test)
+    return ImageData(name, class_names, channels, side, mean, std, train, val, test)
 
 
 def _open(path: Path) -> Image.Image:

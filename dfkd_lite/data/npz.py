@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import zipfile
 import zlib
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..errors import InputError
-from .download import copy_stream
-from .images import MEMORY_LIMIT, SIZES, ImageData, Split, from_tensors, resize
+from .images import MEMORY_LIMIT, SIZES, ImageData, Split, from_tensors
 
 # Split -> the keys of its images and labels in an .npz: as MedMNIST names them, as Keras does.
 _MEDMNIST_KEYS = {s: (f"{s}_images", f"{s}_labels") for s in ("train", "val", "test")}
@@ -45,10 +46,8 @@ def read_npz(
         raise InputError(
             f"{path} is not an .npz file, or it is damaged or cut short ({error}); get it again."
         ) from None
-    if size is not None:
-        splits = {s: Split(resize(d.images, size), d.labels) for s, d in splits.items()}
     class_names = _check_labels(path, {s: d.labels for s, d in splits.items()}, class_names)
-    return from_tensors(name, class_names, splits["train"], splits.get("val"), splits["test"])
+    return from_tensors(name, class_names, splits, size)
 
 
 def _header(path: Path, file: zipfile.ZipFile, member: str) -> tuple[tuple[int, ...], np.dtype]:
@@ -148,8 +147,13 @@ def _map_array(path: Path, key: str, root: Path) -> np.ndarray:
         try:
             if not target.is_file():
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with file.open(member) as source, open(part, "wb") as out:
-                    copy_stream(source.read, out.write, f"unpacking {key}", member.file_size, 0)
+                size, title = member.file_size, f"unpacking {key}"
+                with (
+                    file.open(member) as source,
+                    tqdm.wrapattr(source, "read", size, desc=title) as told,
+                    open(part, "wb") as out,
+                ):
+                    shutil.copyfileobj(told, out, 2**18)
                 os.replace(part, target)
         except OSError as error:
             part.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ so that the book starts where a reader without data starts: from a teacher alone
 
 from __future__ import annotations
 
+import ast
 import copy
 import hashlib
 import json
@@ -61,7 +62,7 @@ def taught(
     path = find_teacher(data, network, config)
     if path is None:
         path = _kept_teacher(data, network, config)
-        cut_off = _kept("checkpoints", path.stem)
+        cut_off = data_root() / "checkpoints" / path.stem
         where = environment(resolve_device(device))
         teacher, spec, history = teach(
             network, data, config, device, progress, folder=cut_off, resume=True
@@ -80,7 +81,7 @@ def taught(
 def find_teacher(data: ImageData, network: str, config: TeachConfig) -> Path | None:
     """The shipped or kept weights of :func:`taught`'s teacher; None: it is yet to be trained."""
     shipped = SHIPPED / "teachers" / f"{_stem(data, network, config)}.safetensors"
-    if _is_whole(shipped) and _fits(shipped, _notes(data, config)):
+    if _is_whole(shipped) and _fits(shipped, {"data": data.name, "config": config}):
         return shipped
     kept = _kept_teacher(data, network, config)
     return kept if _is_whole(kept) else None
@@ -91,7 +92,7 @@ def _kept_teacher(data: ImageData, network: str, config: TeachConfig) -> Path:
     cut off is only ever continued as itself."""
     identity = f"{config!r} {described(data)['sha256']}"
     key = hashlib.sha256(identity.encode()).hexdigest()[:12]
-    return _kept("teachers", f"{_stem(data, network, config)}_{key}.safetensors")
+    return data_root() / "teachers" / f"{_stem(data, network, config)}_{key}.safetensors"
 
 
 def _is_whole(path: Path) -> bool:
@@ -130,7 +131,11 @@ def keep_teacher(
         if again["accuracy"] == report["accuracy"]:
             teacher, report = rounded, again
     half = teacher is rounded
-    notes = _notes(data, config) | {"test_accuracy": f"{report['accuracy']:.4f}"}
+    notes = {
+        "data": data.name,
+        "config": repr(config),
+        "test_accuracy": f"{report['accuracy']:.4f}",
+    }
     save_network(path, teacher.half() if half else teacher, spec, notes)
     card = {
         "data": described(data),
@@ -162,51 +167,69 @@ def trained_student(
     Both as the last episode left them, in eval mode on the CPU; kept as the teacher is.
     """
     config = replace(preset.distill, seed=seed)
-    teach_config = replace(preset.teach, seed=seed)
-    notes = {
+    made_with = {
         "data": data.name,
-        "config": repr(config),
-        "method": repr(preset.method),
-        "teacher": f"{preset.teacher} {teach_config!r}",
+        "config": config,
+        "method": preset.method,
+        "teacher": replace(preset.teach, seed=seed),
     }
     stem = f"{_label(data)}_{preset.teacher}_{preset.student}_seed{seed}"
     names = (f"{stem}.safetensors", f"{stem}_generator.safetensors")
-    student_file, generator_file = (_find_student(name, notes) for name in names)
+    student_file, generator_file = (_find_student(name, made_with) for name in names)
     generator = AttentionGenerator(data.size, data.channels, preset.method.generator)
     if student_file is None or generator_file is None:
         teacher, spec = trained_teacher(data, preset, seed)
         result = distill(teacher, preset.student, spec, config, preset.method)
-        student_file, generator_file = (_kept("students", name) for name in names)
+        student_file, generator_file = (data_root() / "students" / name for name in names)
+        notes = {key: str(value) for key, value in made_with.items()}
+        notes["teacher"] = f"{preset.teacher} {made_with['teacher']}"
         save_network(student_file, result.student, replace(spec, network=preset.student), notes)
         save_weights(generator_file, result.modules["generator"], notes)
     load_weights(generator_file, generator)
     return load_network(student_file)[0], generator.eval()
 
 
-def _notes(data: ImageData, config: TeachConfig) -> dict[str, str]:
-    return {"data": data.name, "config": repr(config)}
-
-
 def _label(data: ImageData) -> str:
     return f"{Path(data.name).stem}-{data.size}px"
-
-
-def _kept(kind: str, name: str) -> Path:
-    return data_root() / kind / name
 
 
 def _stem(data: ImageData, network: str, config: TeachConfig) -> str:
     return f"{_label(data)}_{network}_seed{config.seed}"
 
 
-def _find_student(name: str, notes: dict[str, str]) -> Path | None:
+def _find_student(name: str, made_with: dict[str, Any]) -> Path | None:
     """The shipped or kept file of that name, if it was made with the same settings."""
-    for path in (SHIPPED / "students" / name, _kept("students", name)):
-        if path.is_file() and _fits(path, notes):
+    for path in (SHIPPED / "students" / name, data_root() / "students" / name):
+        if path.is_file() and _fits(path, made_with):
             return path
     return None
 
 
-def _fits(path: Path, notes: dict[str, str]) -> bool:
-    found = read_metadata(path)
-    return all(found.get(key) == value for key, value in notes.items())
+def _fits(path: Path, made_with: dict[str, Any]) -> bool:
+    """Whether the notes in a file say that it was made with these settings."""
+    notes = read_metadata(path)
+    return all(_says(notes.get(key, ""), value) for key, value in made_with.items())
+
+
+def _says(note: str, value: Any) -> bool:
+    """Whether a note is the text ``value``, or the ``repr`` of the settings ``value``.
+
+    A student's note names its teacher's network before the settings, as its file name does.
+    """
+    if isinstance(value, str):
+        return note == value
+    try:
+        written = ast.parse(note[note.find(f"{type(value).__name__}(") :], mode="eval")
+        return bool(_rebuilt(written.body, value) == value)
+    except (AttributeError, SyntaxError, TypeError, ValueError):  # other settings than these
+        return False
+
+
+def _rebuilt(written: ast.expr, like: Any) -> Any:
+    """Read settings back from their ``repr``; a field that it lacks gets its default."""
+    if not isinstance(written, ast.Call):
+        return ast.literal_eval(written)
+    if ast.unparse(written.func) != type(like).__name__:
+        raise TypeError("settings of another kind")
+    noted = {str(keyword.arg): keyword.value for keyword in written.keywords}
+    return type(like)(**{name: _rebuilt(noted[name], getattr(like, name)) for name in noted})

@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,14 @@ def save_network(
     Raises:
         InputError: weights that are not finite, notes that are not strings, an unwritable place.
     """
-    described = {"spec": json.dumps(dataclasses.asdict(spec))}
-    save_weights(path, model, described | _checked_notes(extra or {}))
+    notes = extra or {}
+    for key, value in notes.items():
+        if not isinstance(key, str) or not isinstance(value, str) or key in _RESERVED:
+            raise InputError(
+                f"The note {key!r}: {value!r} cannot be saved with the network; notes are strings "
+                f"under names other than {' and '.join(_RESERVED)}."
+            )
+    save_weights(path, model, {"spec": json.dumps(dataclasses.asdict(spec)), **notes})
 
 
 def save_weights(path: str | Path, model: nn.Module, notes: dict[str, str]) -> None:
@@ -91,16 +98,6 @@ def serialised(tensors: dict[str, Tensor], notes: dict[str, str]) -> bytes:
     return size.to_bytes(8, "little") + text.ljust(size) + content[end:]
 
 
-def _checked_notes(notes: dict[str, str]) -> dict[str, str]:
-    for key, value in notes.items():
-        if not isinstance(key, str) or not isinstance(value, str) or key in _RESERVED:
-            raise InputError(
-                f"The note {key!r}: {value!r} cannot be saved with the network; notes are strings "
-                f"under names other than {' and '.join(_RESERVED)}."
-            )
-    return notes
-
-
 def load_network(path: str | Path) -> tuple[nn.Module, NetworkSpec]:
     """Rebuild a network saved by `save_network`: on the CPU, in eval mode.
 
@@ -122,8 +119,9 @@ def load_weights(path: str | Path, model: nn.Module) -> None:
         InputError: a missing, damaged or foreign file; tensors that are missing, left over, of
             another shape or not finite.
     """
-    path = Path(path)
-    weights, wanted = _read_weights(path), model.state_dict()
+    path, wanted = Path(path), model.state_dict()
+    with _reading(path):
+        weights = parse_safetensors(path.read_bytes())
     for problem, keys in (
         ("lacks", sorted(wanted.keys() - weights.keys())),
         ("has, beyond what the network needs,", sorted(weights.keys() - wanted.keys())),
@@ -152,13 +150,8 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     Raises:
         InputError: a missing, damaged or foreign file.
     """
-    path = Path(path)
-    _must_be_file(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise _not_safetensors(path, error) from None
+    with _reading(Path(path)), safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
 
 
 def _parse_spec(path: Path, text: str | None) -> NetworkSpec:
@@ -190,23 +183,16 @@ def plain_copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.detach().cpu().clone(memory_format=copy) for k, v in weights.items()}
 
 
-def _must_be_file(path: Path) -> None:
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     if not path.is_file():
         raise InputError(
             f"There is no file {path}; check the path, or train and save the network first."
         )
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    _must_be_file(path)
     try:
-        return parse_safetensors(path.read_bytes())
+        yield
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise _not_safetensors(path, error) from None
-
-
-def _not_safetensors(path: Path, error: Exception) -> InputError:
-    return InputError(
-        f"{path} is not a safetensors file, or it is damaged or cut short ({error}); get it again "
-        "(pickled .pt and .pth files are never opened: they could run code)."
-    )
+        raise InputError(
+            f"{path} is not a safetensors file, or it is damaged or cut short ({error}); get it "
+            "again (pickled .pt and .pth files are never opened: they could run code)."
+        ) from None
