@@ -456,7 +456,7 @@ for seed, (folder, command, by_time) in enumerate(json.loads(sys.argv[1])):
         if by_time:
             code = attempt(folder, command, seconds=moments.uniform(0, 0.3))
         else:
-            code = attempt(folder, command, operation=moments.randint(10, 90))
+            code = attempt(folder, command, operation=moments.randint(5, 40))
         kills += code == -signal.SIGKILL
     found.append({"code": code, "kills": kills, "seen": seen})
 print(json.dumps(found))
