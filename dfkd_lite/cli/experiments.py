@@ -75,7 +75,7 @@ def run_file(options: argparse.Namespace) -> None:
         if options.teachers:
             _, _, card = teach_run(run, place)
             _say(f"{label}: teacher {run.teacher} with {card['test']['accuracy']:.2%}")
-        elif place.record(run).exists():
+        elif place.is_recorded(run):
             _say(f"{label}: recorded already")
         else:
             _say(label, sys.stderr)
@@ -146,7 +146,7 @@ def _forecast(runs: list[Run], place: Place) -> None:
 
 
 def _state(run: Run, place: Place) -> str:
-    if place.record(run).exists():
+    if place.is_recorded(run):
         return "recorded"
     begun = any((place.folder(run) / "checkpoints").glob("step-*"))
     return "cut off, --resume goes on with it" if begun else "to do"

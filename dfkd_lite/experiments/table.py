@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 import plotly.io
 
 from ..errors import InputError
-from ..records import RECORDS, Summary, read_records, summarise
+from ..records import RECORDS, Summary, read_records, record_names, summarise
 from ..storage.files import write_bytes
 from .file import Run
 
@@ -199,8 +199,7 @@ def figure(table: Sequence[Row]) -> go.Figure:
 
 
 def _records(experiment: str, folder: str | Path) -> list[dict[str, Any]]:
-    measured = any((Path(folder) / experiment).glob("*.json"))
-    return read_records(experiment, folder) if measured else []
+    return read_records(experiment, folder) if record_names(experiment, folder) else []
 
 
 def _mean(summary: Summary | None) -> str:

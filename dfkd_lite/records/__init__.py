@@ -9,6 +9,7 @@ from .records import (
     plain,
     read_records,
     read_variants,
+    record_names,
     record_path,
     write_record,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "plain",
     "read_records",
     "read_variants",
+    "record_names",
     "record_path",
     "summarise",
     "t_interval",
