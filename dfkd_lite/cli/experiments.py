@@ -16,7 +16,6 @@ from ..experiments.cost import Cost, measure_cost
 from ..experiments.file import EXPERIMENTS, Run, read_experiment, select
 from ..experiments.runner import Place, execute, load_data, teach_run
 from ..experiments.table import rows, text_table, write_csv, write_html
-from ..experiments.tensorboard import TensorBoard
 from ..experiments.trained import find_teacher
 from ..records import RECORDS
 
@@ -93,6 +92,8 @@ def _watched(run: Run, place: Place, log: str | None) -> Iterator[Place]:
     if log is None or parallel.rank() > 0:
         yield place
         return
+    from ..experiments.tensorboard import TensorBoard  # it draws maps with matplotlib
+
     board = TensorBoard(place.folder(run) / "tensorboard")
     try:
         yield replace(place, watch=board)

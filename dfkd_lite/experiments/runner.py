@@ -36,7 +36,7 @@ from ..records import (
     write_record,
 )
 from ..storage.weights import save_network, save_weights
-from ..viz.figures import png, tile
+from ..viz.pictures import png, tile
 from .file import Run
 from .trained import taught
 

@@ -8,15 +8,15 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import plotly.graph_objects as go
-import plotly.io
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..records import RECORDS, Summary, read_records, record_names, summarise
 from ..storage.files import write_bytes
 from .file import Run
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 UNMEASURED = "not measured"
 HEADINGS = (
@@ -145,6 +145,8 @@ def write_csv(table: Sequence[Row], path: str | Path) -> None:
 
 def write_html(table: Sequence[Row], path: str | Path) -> None:
     """One page that needs no network: the table, and a figure of the measured students."""
+    import plotly.io  # slow, and most tables are text
+
     head = "".join(f"<th>{html.escape(name)}</th>" for name in HEADINGS)
     body = "".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row.cells) + "</tr>"
@@ -167,6 +169,8 @@ def write_html(table: Sequence[Row], path: str | Path) -> None:
 
 def figure(table: Sequence[Row]) -> go.Figure:
     """Student's accuracy with its standard deviation, and the paper's number, one line a row."""
+    import plotly.graph_objects as go
+
     measured = [row for row in table if row.student]
     labels = [
         html.escape(f"{row.title} · {row.data} ({row.experiment})", quote=False) for row in measured
