@@ -13,7 +13,7 @@ from .records import (
     record_path,
     write_record,
 )
-from .statistics import Gaps, Summary, bootstrap_interval, paired, summarise, t_interval
+from .statistics import Gaps, Summary, bootstrap_interval, paired, spread, summarise, t_interval
 
 __all__ = [
     "RECORDS",
@@ -32,6 +32,7 @@ __all__ = [
     "read_variants",
     "record_names",
     "record_path",
+    "spread",
     "summarise",
     "t_interval",
     "write_record",

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..cam import upsample
 from ..errors import InputError, choose
+from ..records.statistics import spread
 from .pictures import change_note, data_uri, lambda_view, to_pixels
 
 if TYPE_CHECKING:
@@ -114,8 +115,7 @@ def seed_dots(groups: Mapping[str, Sequence[float]], label: str, scale: float = 
         offsets = np.linspace(-0.18, 0.18, len(points)) if len(points) > 1 else [0.0]
         axis.scatter(points, row + np.asarray(offsets), s=18, color=COLOURS["student"], zorder=3)
         axis.vlines(points.mean(), row - 0.32, row + 0.32, color=COLOURS["teacher"], linewidth=2)
-        spread = f" ± {points.std(ddof=1):.1f}" if len(points) > 1 else ""
-        words = f"{points.mean():.1f}{spread} (n = {len(points)})"
+        words = f"{spread(points)} (n = {len(points)})"
         axis.annotate(
             words, (1.02, row), xycoords=("axes fraction", "data"), va="center", fontsize=8
         )
