@@ -69,12 +69,14 @@ course: .venv/ready-course
 slides: book
 	@$(VENV) tools/slides.py
 
-# what a tag's release holds: the book as a PDF, the hand-outs of the assignments, the wheel
+# what a tag's release holds: the book as a PDF, the hand-outs of the assignments, the wheels
 release: book course
 	@rm -rf _build/release && mkdir -p _build/release
 	@cp _build/html/*.pdf _build/course/*/[0-9]*.zip _build/release
-	@$(if $(UV),"$(UV)" build --quiet --wheel --out-dir _build/release,$(VENV) -m pip wheel \
-	  --quiet --no-deps --wheel-dir _build/release) .
+	@for folder in . ./data; do \
+	  $(if $(UV),"$(UV)" build --quiet --wheel --out-dir _build/release,$(VENV) -m pip wheel \
+	    --quiet --no-deps --wheel-dir _build/release) $$folder || exit 1; \
+	done
 	@ls -l _build/release
 
 colab: .venv/ready-course

@@ -104,7 +104,8 @@ def test_every_notebook_is_in_the_table_of_contents():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_install_cell_follows_the_configuration(path):
-    wanted = colab.install_cell(CONFIG)
+    networks = colab.reads_networks(json.loads(path.read_text(encoding="utf-8")))
+    wanted = colab.install_cell(CONFIG, networks)
     assert cells(path)[1] == wanted, "call make format"
     assert cells(path)[0]["cell_type"] == "markdown"
 

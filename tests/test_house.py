@@ -3,6 +3,8 @@
 import ast
 import json
 import re
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 from pkgutil import resolve_name
@@ -19,7 +21,8 @@ LOOP = [PACKAGE / "distill.py", *sorted(PACKAGE.glob("methods/[!_]*.py"))]
 DATA = {"data", "teach", "measure", "records"}
 #: Flat files that no chapter builds: what every room uses, settings by name, ordinary training.
 UNBUILT = {"errors", "devices", "presets", "settings", "teach"}
-DRAWING = {"viz", "experiments"}
+#: What may import a library that draws, or makes widgets.
+DRAWING = {"viz.figures", "viz.widgets", "experiments.table"}
 TOP = {"experiments", "cli"}
 
 
@@ -63,7 +66,15 @@ def test_nothing_below_imports_experiments_or_the_command() -> None:
 def test_only_what_draws_imports_a_drawing_library() -> None:
     for path in PATHS:
         found = {one.module.split(".")[0] for one in imports_of(path.read_text("utf-8"), "")}
-        assert not found & {"matplotlib", "plotly"} or room(path) in DRAWING, path
+        drawing = found & {"matplotlib", "plotly", "ipywidgets"}
+        assert not drawing or name_of(path) in DRAWING, path
+
+
+@pytest.mark.parametrize("module", ["experiments.runner", "experiments.table", "cli.main"])
+def test_a_run_and_the_command_wait_for_no_drawing_library(module: str) -> None:
+    code = f"import sys, dfkd_lite.{module}; print({{'matplotlib', 'plotly'}} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "set()", done.stdout + done.stderr
 
 
 def chapter_of(path: Path) -> Path:

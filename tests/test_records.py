@@ -15,6 +15,7 @@ from dfkd_lite.records import (
     plain,
     read_records,
     read_variants,
+    spread,
     summarise,
     write_record,
 )
@@ -48,6 +49,26 @@ def test_summary_is_mean_and_sample_deviation(tmp_path):
         (0.7, 0.2, 0.5, 0.9, 3)
     )
     assert str(summary) == "70.00% ± 20.00% (n = 3, worst 50.00%)"
+
+
+@pytest.mark.parametrize(
+    ("values", "form", "said"),
+    [
+        ([1, 2, 4], ".1f", "2.3 ± 1.5"),  # variance (16 + 1 + 25) / 9 / 2 = 7 / 3
+        ([1, 2, 4], "+6.1f", "  +2.3 ± 1.5"),  # sign and width are the mean's
+        ([0.5, 0.7], ".2%", "60.00% ± 14.14%"),
+        ([-1.25], "+.2f", "-1.25"),  # of one there is no deviation
+    ],
+)
+def test_mean_and_deviation_in_words(values, form, said):
+    assert spread(values, form) == said
+
+
+def test_a_summary_of_one_run_says_no_deviation(tmp_path):
+    write_record(RECORD, tmp_path)
+    summary = summarise(read_records("trial", tmp_path), "accuracy", "student")
+    assert str(summary) == "50.00% (n = 1, worst 50.00%)"
+    assert summary.spread(".1f", 100) == "50.0"
 
 
 def test_settings_become_plain_data():

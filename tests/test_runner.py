@@ -35,7 +35,7 @@ from dfkd_lite.experiments.runner import Place, best_on_test, execute, phases
 from dfkd_lite.records import Record, plain
 from dfkd_lite.storage import files
 from dfkd_lite.storage.weights import load_network
-from dfkd_lite.viz.figures import tile
+from dfkd_lite.viz.pictures import tile
 
 ROOT = Path(__file__).parents[1]
 NAME = "wrn-10-1_wrn-10-1_seed7"  # no teacher of this seed ships

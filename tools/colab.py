@@ -1,12 +1,16 @@
 """Stamp the cell that installs the package on Colab into every notebook: called by `make format`.
 
-Its text follows `repository` in _config.yml, as the "Open in Colab" links do.
+Its text follows `repository` in _config.yml, as the "Open in Colab" links do. A notebook that
+reads a network which does not come with the package installs the others as well (data/).
 """
 
 import json
+import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import yaml
+from depends import data_files, declared
 
 ROOT = Path(__file__).resolve().parents[1]
 TAG = "colab"
@@ -16,12 +20,24 @@ import importlib.util
 if importlib.util.find_spec("dfkd_lite") is None:  # on Colab; elsewhere it is there already
     %pip install -q "dfkd_lite[export] @ git+{url}@{branch}"
 """
+NETWORKS = """\
+    %pip install -q "dfkd_lite_networks @ git+{url}@{branch}#subdirectory=data"
+"""
 
 
-def install_cell(config: dict) -> dict:
-    """The code cell, for the repository and branch of a configuration."""
+def reads_networks(notebook: dict) -> bool:
+    """Whether it declares a file that is in the distribution of data/pyproject.toml."""
+    project = tomllib.loads((ROOT / "data" / "pyproject.toml").read_text(encoding="utf-8"))
+    (patterns,) = project["tool"]["setuptools"]["package-data"].values()
+    read = [p.relative_to(ROOT / "data") for p in data_files(ROOT, declared(notebook))]
+    return any(fnmatch(path.as_posix(), pattern) for path in read for pattern in patterns)
+
+
+def install_cell(config: dict, networks: bool = False) -> dict:
+    """The code cell, for the repository and branch of a configuration; with the larger networks?"""
     repository = config["repository"]
-    source = CELL.format(url=repository["url"], branch=repository["branch"]).strip()
+    text = CELL + (NETWORKS if networks else "")
+    source = text.format(url=repository["url"], branch=repository["branch"]).strip()
     return {
         "cell_type": "code",
         "execution_count": None,
@@ -39,10 +55,10 @@ def stamped(notebook: dict, cell: dict) -> dict:
 
 
 def main() -> None:
-    cell = install_cell(yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8")))
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     for path in sorted((ROOT / "book").glob("*.ipynb")):
         notebook = json.loads(path.read_text(encoding="utf-8"))
-        wanted = stamped(notebook, cell)
+        wanted = stamped(notebook, install_cell(config, reads_networks(notebook)))
         if wanted != notebook:
             text = json.dumps(wanted, indent=1, ensure_ascii=False)
             path.write_text(text + "\n", encoding="utf-8")

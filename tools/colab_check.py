@@ -1,6 +1,6 @@
 """`make colab`: every notebook in a clean environment of Colab's own package versions.
 
-Installs the pins of tests/colab-pins.txt, then this package as the notebooks' first cell would;
+Installs the pins of tests/colab-pins.txt, then this package as the notebooks' first cells would;
 fails where that changes a version that was there, or where a notebook fails. Slow and large (torch
 again): for before a release, not for every change.
 """
@@ -56,10 +56,11 @@ def make_environment() -> None:
         subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
     print("Installing Colab's versions (torch is large) ...", flush=True)
     pip("install", "--quiet", "-r", str(PINS))
-    pip("uninstall", "--quiet", "--yes", "dfkd_lite")
+    pip("uninstall", "--quiet", "--yes", "dfkd_lite", "dfkd_lite_networks")
     before = versions()
     print("Installing dfkd_lite[export] ...", flush=True)
     pip("install", "--quiet", f"dfkd_lite[export] @ {ROOT.as_uri()}")
+    pip("install", "--quiet", f"dfkd_lite_networks @ {(ROOT / 'data').as_uri()}")
     after = versions()
     if broken := changed(before, after):
         sys.exit(f"Installing the package changes what Colab has: {broken}")

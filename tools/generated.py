@@ -75,6 +75,7 @@ REFERENCE = (
             "storage.checkpoint",
             "export.onnx",
             "export.card",
+            "viz.pictures",
             "viz.figures",
             "viz.widgets",
             "devices",

@@ -16,7 +16,6 @@ from ..experiments.cost import Cost, measure_cost
 from ..experiments.file import EXPERIMENTS, Run, read_experiment, select
 from ..experiments.runner import Place, execute, load_data, teach_run
 from ..experiments.table import rows, text_table, write_csv, write_html
-from ..experiments.tensorboard import TensorBoard
 from ..experiments.trained import find_teacher
 from ..records import RECORDS
 
@@ -75,7 +74,7 @@ def run_file(options: argparse.Namespace) -> None:
         if options.teachers:
             _, _, card = teach_run(run, place)
             _say(f"{label}: teacher {run.teacher} with {card['test']['accuracy']:.2%}")
-        elif place.record(run).exists():
+        elif place.is_recorded(run):
             _say(f"{label}: recorded already")
         else:
             _say(label, sys.stderr)
@@ -93,6 +92,8 @@ def _watched(run: Run, place: Place, log: str | None) -> Iterator[Place]:
     if log is None or parallel.rank() > 0:
         yield place
         return
+    from ..experiments.tensorboard import TensorBoard  # it draws maps with matplotlib
+
     board = TensorBoard(place.folder(run) / "tensorboard")
     try:
         yield replace(place, watch=board)
@@ -146,7 +147,7 @@ def _forecast(runs: list[Run], place: Place) -> None:
 
 
 def _state(run: Run, place: Place) -> str:
-    if place.record(run).exists():
+    if place.is_recorded(run):
         return "recorded"
     begun = any((place.folder(run) / "checkpoints").glob("step-*"))
     return "cut off, --resume goes on with it" if begun else "to do"

@@ -25,9 +25,18 @@ from ..measure.evaluate import accuracy, evaluate, predict
 from ..measure.fidelity import IMAGES, image_report
 from ..measure.signs import data_free_signs
 from ..networks import NetworkSpec, build, count_parameters
-from ..records import RECORDS, described, environment, peak_memory, plain, record_path, write_record
+from ..records import (
+    RECORDS,
+    described,
+    environment,
+    peak_memory,
+    plain,
+    record_names,
+    record_path,
+    write_record,
+)
 from ..storage.weights import save_network, save_weights
-from ..viz.figures import png, tile
+from ..viz.pictures import png, tile
 from .file import Run
 from .trained import taught
 
@@ -59,6 +68,10 @@ class Place:
     def record(self, run: Run) -> Path:
         """Where the run's record is, or will be."""
         return record_path(run.experiment, run.name, self.records)
+
+    def is_recorded(self, run: Run) -> bool:
+        """Tell whether the run is finished: written as a file, or packed in the package."""
+        return run.name in record_names(run.experiment, self.records)
 
 
 def load_data(run: Run, place: Place) -> ImageData:
@@ -102,7 +115,7 @@ def execute(run: Run, place: Place) -> dict[str, Any]:
         InputError: the record exists; data or settings that cannot be used; a run that was cut
             off, without ``resume``.
     """
-    if place.record(run).exists():
+    if place.is_recorded(run):
         raise InputError(f"{place.record(run)} exists, and records are never overwritten.")
     where, started = environment(resolve_device(place.device)), _now()
     begun = time.perf_counter()

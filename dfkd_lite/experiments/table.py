@@ -5,18 +5,18 @@ from __future__ import annotations
 import csv
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import plotly.graph_objects as go
-import plotly.io
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..records import RECORDS, Summary, read_records, summarise
+from ..records import RECORDS, Summary, read_records, record_names, summarise
 from ..storage.files import write_bytes
 from .file import Run
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 UNMEASURED = "not measured"
 HEADINGS = (
@@ -52,8 +52,8 @@ class Row:
             self.data,
             self.pair,
             f"{done} of {self.planned}{failed}",
-            _mean(self.teacher),
-            _mean(self.student),
+            self.teacher.spread() if self.teacher else UNMEASURED,
+            self.student.spread() if self.student else UNMEASURED,
             f"{self.student.low:.2%}" if self.student else "",
             _points(self.student, self.teacher.mean if self.teacher else None),
             f"{self.paper:.2%}" if self.paper is not None else "",
@@ -118,9 +118,14 @@ def markdown_table(table: Sequence[Row], columns: Sequence[str] = HEADINGS) -> s
         if name not in HEADINGS:
             raise InputError(f"There is no column '{name}'. Known: {', '.join(HEADINGS)}.")
     places = [HEADINGS.index(name) for name in columns]
-    lines = [list(columns), ["---"] * len(columns)]
-    lines += [[row.cells[place].replace("|", "\\|") for place in places] for row in table]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown(columns, [[row.cells[place] for place in places] for row in table])
+
+
+def markdown(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    """Write a table as Markdown: the names of its columns, and of each line as many cells."""
+    cells = [[str(cell).replace("|", "\\|") for cell in line] for line in (head, *lines)]
+    cells.insert(1, ["---"] * len(head))
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 
 
 def write_csv(table: Sequence[Row], path: str | Path) -> None:
@@ -145,6 +150,8 @@ def write_csv(table: Sequence[Row], path: str | Path) -> None:
 
 def write_html(table: Sequence[Row], path: str | Path) -> None:
     """One page that needs no network: the table, and a figure of the measured students."""
+    import plotly.io  # slow, and most tables are text
+
     head = "".join(f"<th>{html.escape(name)}</th>" for name in HEADINGS)
     body = "".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row.cells) + "</tr>"
@@ -167,6 +174,8 @@ def write_html(table: Sequence[Row], path: str | Path) -> None:
 
 def figure(table: Sequence[Row]) -> go.Figure:
     """Student's accuracy with its standard deviation, and the paper's number, one line a row."""
+    import plotly.graph_objects as go
+
     measured = [row for row in table if row.student]
     labels = [
         html.escape(f"{row.title} · {row.data} ({row.experiment})", quote=False) for row in measured
@@ -199,14 +208,7 @@ def figure(table: Sequence[Row]) -> go.Figure:
 
 
 def _records(experiment: str, folder: str | Path) -> list[dict[str, Any]]:
-    measured = any((Path(folder) / experiment).glob("*.json"))
-    return read_records(experiment, folder) if measured else []
-
-
-def _mean(summary: Summary | None) -> str:
-    if summary is None:
-        return UNMEASURED
-    return f"{summary.mean:.2%}" + (f" ± {summary.std:.2%}" if summary.n > 1 else "")
+    return read_records(experiment, folder) if record_names(experiment, folder) else []
 
 
 def _points(summary: Summary | None, other: float | None) -> str:

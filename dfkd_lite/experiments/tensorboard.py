@@ -6,15 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-
 from ..cam import explain
 from ..distill import Distillation
 from ..errors import InputError
 from ..networks import find_layers
-from ..viz.figures import cam_overlay, tile
+from ..viz.figures import cam_overlay, figure_pixels
+from ..viz.pictures import tile
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -66,12 +63,8 @@ class TensorBoard:
         for name, network in (("teacher", run.teacher), ("student", run.evaluated_student)):
             layers = find_layers(network, run.spec.image_shape)
             maps[name] = explain(network, run.normalise(images), layers)[1][-1]
-        figure = cam_overlay(images, maps)
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+        pixels = figure_pixels(cam_overlay(images, maps))
         self.writer.add_image("maps", pixels, episode, dataformats="HWC")
-        plt.close(figure)
 
     def close(self) -> None:
         """Write out what is held back."""

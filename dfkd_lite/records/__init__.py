@@ -9,10 +9,11 @@ from .records import (
     plain,
     read_records,
     read_variants,
+    record_names,
     record_path,
     write_record,
 )
-from .statistics import Gaps, Summary, bootstrap_interval, paired, summarise, t_interval
+from .statistics import Gaps, Summary, bootstrap_interval, paired, spread, summarise, t_interval
 
 __all__ = [
     "RECORDS",
@@ -29,7 +30,9 @@ __all__ = [
     "plain",
     "read_records",
     "read_variants",
+    "record_names",
     "record_path",
+    "spread",
     "summarise",
     "t_interval",
     "write_record",

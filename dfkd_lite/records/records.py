@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,9 @@ def write_record(record: Mapping[str, Any], folder: str | Path = RECORDS) -> Pat
     """
     content = plain(record)
     check_record(content)
-    path = record_path(content["experiment"], content["name"], folder)
-    if path.exists():
+    experiment, name = content["experiment"], content["name"]
+    path = record_path(experiment, name, folder)
+    if name in record_names(experiment, folder):
         raise InputError(f"{path} exists, and records are never overwritten: move it away first.")
     write_json(path, content)
     return path
@@ -106,16 +108,55 @@ def check_record(content: Mapping[str, Any]) -> None:
         raise InputError(f"This is not a record: '{name}': {first['msg']}.") from None
 
 
+def record_names(experiment: str, folder: str | Path = RECORDS) -> list[str]:
+    """List the names of an experiment's records in order: an empty list where there are none."""
+    written = {path.stem for path in (Path(folder) / experiment).glob("*.json")}
+    names = written | _packed_names(_archive(experiment, folder))
+    return sorted(names, key=lambda name: f"{name}.json")
+
+
 def read_records(experiment: str, folder: str | Path = RECORDS) -> list[dict[str, Any]]:
-    """All records of an experiment, in order of their names.
+    """Read all records of an experiment, in order of their names.
+
+    They are one JSON file each. In an installed package those that ship are one archive an
+    experiment, without ``images_png`` but for seed 0.
 
     Raises:
         InputError: there are none, or one of them is damaged.
     """
-    paths = sorted((Path(folder) / experiment).glob("*.json"))
-    if not paths:
+    names = record_names(experiment, folder)
+    if not names:
         raise InputError(f"There are no records of '{experiment}' below {folder}.")
-    return [_read(path) for path in paths]
+    archive = _archive(experiment, folder)
+    packed = _packed(archive)
+    return [
+        _checked(packed[name], archive)
+        if name in packed
+        else _read(record_path(experiment, name, folder))
+        for name in names
+    ]
+
+
+def _archive(experiment: str, folder: str | Path) -> Path:
+    """Where an installed package keeps the records of an experiment: ``setup.py`` writes it."""
+    return Path(folder) / f"{experiment}.json.xz"
+
+
+def _packed(archive: Path) -> dict[str, dict[str, Any]]:
+    """The records in an archive by name; none where there is no archive."""
+    if not archive.is_file():
+        return {}
+    import lzma  # a Python that was built without it can still read a checkout
+
+    try:
+        return json.loads(lzma.decompress(archive.read_bytes()))
+    except (OSError, ValueError, lzma.LZMAError) as error:
+        raise InputError(f"{archive} is damaged ({error}): install the package again.") from None
+
+
+@cache  # asked for each run of an experiment, and an archive never changes
+def _packed_names(archive: Path) -> frozenset[str]:
+    return frozenset(_packed(archive))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -123,6 +164,10 @@ def _read(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is damaged or not a record ({error}): get it again.") from None
+    return _checked(record, path)
+
+
+def _checked(record: dict[str, Any], path: Path) -> dict[str, Any]:
     try:
         check_record(record)
     except InputError as error:

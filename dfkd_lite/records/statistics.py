@@ -26,7 +26,17 @@ class Summary:
     n: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.2%} ± {self.std:.2%} (n = {self.n}, worst {self.low:.2%})"
+        return f"{self.spread()} (n = {self.n}, worst {self.low:.2%})"
+
+    def spread(self, form: str = ".2%", scale: float = 1.0) -> str:
+        """Write "mean ± standard deviation", both times ``scale``; of one run the mean alone.
+
+        ``form`` is the format of the mean; what stands before its point, such as a sign or a width,
+        does not hold for the standard deviation.
+        """
+        mean = format(scale * self.mean, form)
+        digits = form[form.index(".") :]
+        return f"{mean} ± {scale * self.std:{digits}}" if self.n > 1 else mean
 
 
 @dataclass(frozen=True)
@@ -36,11 +46,8 @@ class Gaps:
     values: tuple[float, ...]
 
     def __str__(self) -> str:
-        gaps = torch.tensor(self.values, dtype=torch.float64)
-        spread = f" ± {gaps.std():.1f}" if len(gaps) > 1 else ""
-        return (
-            f"{gaps.mean():+.1f}{spread} points (n = {len(gaps)}, ahead in {int((gaps > 0).sum())})"
-        )
+        ahead = sum(gap > 0 for gap in self.values)
+        return f"{spread(self.values, '+.1f')} points (n = {len(self.values)}, ahead in {ahead})"
 
     @property
     def clear(self) -> bool:
@@ -98,9 +105,15 @@ def paired(
 
 def summarise(records: Sequence[Mapping[str, Any]], metric: str, network: str) -> Summary:
     """``metric`` of ``network`` ("teacher", "student", ...) at the last step, over records."""
-    numbers = [record["last"][network][metric] for record in records]
+    return _summary([record["last"][network][metric] for record in records])
+
+
+def spread(values: Sequence[float], form: str = ".1f") -> str:
+    """Write numbers as "mean ± standard deviation", as :meth:`Summary.spread` does."""
+    return _summary(values).spread(form)
+
+
+def _summary(numbers: Sequence[float]) -> Summary:
     values = torch.tensor(numbers, dtype=torch.float64)
-    spread = values.std().item() if len(values) > 1 else 0.0
-    return Summary(
-        values.mean().item(), spread, values.min().item(), values.max().item(), len(values)
-    )
+    std = values.std().item() if len(values) > 1 else 0.0
+    return Summary(values.mean().item(), std, values.min().item(), values.max().item(), len(values))

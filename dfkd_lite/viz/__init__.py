@@ -1,22 +1,21 @@
 """Figures for the chapters: what stands still, what moves on a page, what moves in a notebook."""
 
-from .figures import (
-    COLOURS,
-    cam_overlay,
-    change_note,
-    data_uri,
-    figure_png,
-    figure_slider,
-    image_grid,
-    image_slider,
-    lambda_slider,
-    lambda_view,
-    png,
-    seed_dots,
-    tile,
-    to_pixels,
-    training_curves,
-)
+from typing import TYPE_CHECKING, Any
+
+from .pictures import change_note, data_uri, lambda_view, png, tile, to_pixels
+
+if TYPE_CHECKING:
+    from .figures import (
+        COLOURS,
+        cam_overlay,
+        figure_png,
+        figure_slider,
+        image_grid,
+        image_slider,
+        lambda_slider,
+        seed_dots,
+        training_curves,
+    )
 
 __all__ = [
     "COLOURS",
@@ -35,3 +34,12 @@ __all__ = [
     "to_pixels",
     "training_curves",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what draws when it is first asked for: matplotlib and plotly take a second."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import figures
+
+    return getattr(figures, name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import ipywidgets
 from torch import Tensor
 
-from .figures import change_note, lambda_view, png
+from .pictures import change_note, lambda_view, png
 
 if TYPE_CHECKING:
     from ..generator import AttentionGenerator

@@ -1,0 +1,37 @@
+"""Pack the records into the wheel. All else about the distribution is in pyproject.toml."""
+
+import json
+import lzma
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+
+def packed(folder: Path) -> dict[str, dict]:
+    """Records by name, with the pictures of seed 0 alone: the pages show no others."""
+    records = {path.stem: json.loads(path.read_text("utf-8")) for path in folder.glob("*.json")}
+    for record in records.values():
+        if record["seed"] != 0 and "images_png" in record:
+            record["images_png"] = ""
+    return dict(sorted(records.items()))
+
+
+class PackRecords(build_py):
+    """Write one archive an experiment, which ``dfkd_lite.records`` reads in place of the files."""
+
+    def run(self) -> None:
+        """Copy the package's files, then add the archives."""
+        super().run()
+        if self.editable_mode:  # the checkout itself is used
+            return
+        target = Path(self.build_lib) / "dfkd_lite" / "_data" / "records"
+        for folder in sorted(Path("data/records").iterdir()):
+            if folder.is_dir() and folder.name not in ("cost", "speed", "memory"):  # benchmarks
+                content = json.dumps(packed(folder), ensure_ascii=False, separators=(",", ":"))
+                target.mkdir(parents=True, exist_ok=True)
+                path = target / f"{folder.name}.json.xz"
+                path.write_bytes(lzma.compress(content.encode(), preset=9))
+
+
+setup(cmdclass={"build_py": PackRecords})
