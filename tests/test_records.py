@@ -3,20 +3,25 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from scipy import stats
 
 from dfkd_lite.errors import InputError
 from dfkd_lite.methods import GivenConfig
 from dfkd_lite.records import (
+    Gaps,
     environment,
+    holm,
     paired,
     plain,
     read_records,
     read_variants,
     spread,
     summarise,
+    t_interval,
     write_record,
 )
 
@@ -154,3 +159,20 @@ def test_variants_come_by_name_in_order_of_their_seeds(tmp_path):
     assert list(found) == ["b", "a"]
     with pytest.raises(InputError, match="variant called 'c'"):
         read_variants(["c"], folder=tmp_path)
+
+
+def test_p_of_gaps_is_scipys_paired_test():
+    values = (0.4, -0.2, 1.0, 0.6, 0.8)
+    assert Gaps(values).p == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+    assert (Gaps(values).p <= 0.05) == (t_interval(values)[0] > 0)
+    assert Gaps((0.0, 0.0, 0.0)).p == 1.0 and Gaps((1.0,)).p == 1.0
+    assert Gaps((0.2, 0.2, 0.2)).p < 1e-9
+
+
+def test_holm_by_hand():
+    # 0.01 x 3; 0.03 x 2; 0.04 x 1 is less than the one before it
+    family = {name: SimpleNamespace(p=p) for name, p in {"a": 0.04, "b": 0.01, "c": 0.03}.items()}
+    assert holm(family) == pytest.approx({"a": 0.06, "b": 0.03, "c": 0.06})
+    assert list(holm(family)) == ["a", "b", "c"]
+    assert holm({"a": SimpleNamespace(p=0.6), "b": SimpleNamespace(p=0.9)}) == {"a": 1.0, "b": 1.0}
+    assert holm({"a": SimpleNamespace(p=0.02)}) == {"a": 0.02}

@@ -13,7 +13,16 @@ from .records import (
     record_path,
     write_record,
 )
-from .statistics import Gaps, Summary, bootstrap_interval, paired, spread, summarise, t_interval
+from .statistics import (
+    Gaps,
+    Summary,
+    bootstrap_interval,
+    holm,
+    paired,
+    spread,
+    summarise,
+    t_interval,
+)
 
 __all__ = [
     "RECORDS",
@@ -24,6 +33,7 @@ __all__ = [
     "check_record",
     "described",
     "environment",
+    "holm",
     "paired",
     "paper_table",
     "peak_memory",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from scipy import stats
 
 from ..errors import InputError
 from .records import RECORDS, read_variants
+
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,30 @@ class Gaps:
             return False
         intervals = bootstrap_interval(self.values), t_interval(self.values)
         return all(low > 0 or high < 0 for low, high in intervals)
+
+    @property
+    def p(self) -> float:
+        """The p-value of Student's paired test, two-sided: at most 0.05 where its interval of 95 %
+        leaves out zero. 1 for a single value."""
+        if len(self.values) < 2:
+            return 1.0
+        error = float(stats.sem(self.values)) or 1e-300
+        return 2 * float(stats.t.sf(abs(np.mean(self.values)) / error, len(self.values) - 1))
+
+
+def holm(family: Mapping[Name, Gaps]) -> dict[Name, float]:
+    """Correct the p-values of comparisons that are looked at together for their number.
+
+    The smallest of n is multiplied by n, the next by n - 1, and so on, and none is smaller than the
+    one before it (Holm 1979). Where what is given is at most 0.05, the difference may be claimed
+    beside the others of the family, if it is also :attr:`Gaps.clear`.
+    """
+    corrected: dict[Name, float] = {}
+    floor = 0.0
+    for rank, name in enumerate(sorted(family, key=lambda name: family[name].p)):
+        floor = min(1.0, max(floor, (len(family) - rank) * family[name].p))
+        corrected[name] = floor
+    return {name: corrected[name] for name in family}
 
 
 def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
