@@ -115,7 +115,7 @@ def seed_dots(groups: Mapping[str, Sequence[float]], label: str, scale: float = 
         offsets = np.linspace(-0.18, 0.18, len(points)) if len(points) > 1 else [0.0]
         axis.scatter(points, row + np.asarray(offsets), s=18, color=COLOURS["student"], zorder=3)
         axis.vlines(points.mean(), row - 0.32, row + 0.32, color=COLOURS["teacher"], linewidth=2)
-        words = f"{spread(points)} (n = {len(points)})"
+        words = f"{spread(points.tolist())} (n = {len(points)})"
         axis.annotate(
             words, (1.02, row), xycoords=("axes fraction", "data"), va="center", fontsize=8
         )
