@@ -40,12 +40,14 @@ EARLY = (
 )  # fmt: skip
 #: Modules that tests rely on.
 OURS = ("dfkd_lite", "dfkd_course", "otter.test_files")
-#: The assignments' checks.
-TOPICS = tuple(
-    f"{__package__}.{path.stem}"
-    for path in sorted(Path(__file__).parent.glob("*.py"))
-    if path.stem not in ("__init__", "checking", "fence", "grade", "worker")
+#: From these the assignments' checks import.
+SHARED = ("checking", "norms", "stages")
+TOPICS = sorted(
+    {path.stem for path in Path(__file__).parent.glob("*.py")}
+    - {*SHARED, "__init__", "fence", "grade", "worker"}
 )
+#: Modules of checks: in this order they are loaded anew, so that none takes from an old one.
+CHECKS = tuple(f"{__package__}.{name}" for name in (*SHARED, *TOPICS))
 
 
 class OutOfTime(BaseException):
@@ -81,7 +83,7 @@ def main() -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(nothing, 1)
-    for name in (*EARLY, *TOPICS):
+    for name in (*EARLY, *CHECKS):
         importlib.import_module(name)
     while line := questions.readline():
         job = json.loads(line)
@@ -192,7 +194,7 @@ def _restore(state: dict[str, dict[str, Any]]) -> None:
     """Put back what a submission may have replaced, so that its tests are the tests."""
     for name, names in state.items():
         vars(sys.modules[name]).update(names)
-    for name in (checking.__name__, *TOPICS):  # their objects hold things that may have changed
+    for name in CHECKS:  # their objects hold things that may have changed
         importlib.reload(sys.modules[name])
 
 
