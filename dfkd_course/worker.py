@@ -44,7 +44,7 @@ OURS = ("dfkd_lite", "dfkd_course", "otter.test_files")
 SHARED = ("checking", "norms", "stages")
 TOPICS = sorted(
     {path.stem for path in Path(__file__).parent.glob("*.py")}
-    - {*SHARED, "__init__", "fence", "grade", "worker"}
+    - {*SHARED, "__init__", "fence", "grade", "reading", "worker"}
 )
 #: Modules of checks: in this order they are loaded anew, so that none takes from an old one.
 CHECKS = tuple(f"{__package__}.{name}" for name in (*SHARED, *TOPICS))

@@ -13,15 +13,8 @@ import yaml
 from mistakes import attention, spoilt
 
 from dfkd_course import grade as grading
-from dfkd_course.grade import (  # fmt: skip
-    GIB,
-    Grade,
-    Mark,
-    Workers,
-    grade_folder,
-    leaderboard,
-    read_assignment,
-)
+from dfkd_course.grade import GIB, Grade, Mark, Workers, grade_folder, leaderboard
+from dfkd_course.reading import read_assignment
 from dfkd_lite import InputError
 from dfkd_lite.cli.main import main
 
