@@ -307,10 +307,15 @@ def grade_folder(
     ``limits`` are those of :class:`Limits`; None leaves one as the assignment, or else its default.
 
     Raises:
-        InputError: nothing to grade, or Otter is not installed.
+        InputError: nothing to grade, Otter is not installed, or this is Windows.
     """
     from tqdm.auto import tqdm
 
+    if find_spec("resource") is None:
+        raise InputError(
+            "Grading needs Linux or macOS, which can limit what a submission's process uses; "
+            "on Windows, grade in its Subsystem for Linux (WSL)."
+        )
     if find_spec("otter") is None:
         raise InputError("Grading needs otter-grader: pip install 'dfkd_lite[course]'.")
     check_range("jobs", jobs, 1)

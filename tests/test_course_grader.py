@@ -2,8 +2,10 @@
 
 import csv
 import json
+import sys
 import zipfile
 from collections.abc import Callable
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 
 import colab
@@ -109,6 +111,21 @@ def test_unreadable_autograders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.zip").write_bytes(b"PK\x03\x04 no zip")
     with pytest.raises(InputError, match="no autograder"):
         read_assignment(tmp_path / "broken.zip")
+
+
+@pytest.mark.parametrize("name", ["grade", "fence", "worker"])
+def test_the_grader_can_be_imported_on_windows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = find_spec(f"dfkd_course.{name}")
+    monkeypatch.setitem(sys.modules, "resource", None)
+    spec.loader.exec_module(module_from_spec(spec))  # once more, and kept nowhere
+
+
+def test_windows_is_told_where_it_can_grade(
+    made: course.Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "resource", None)
+    with pytest.raises(InputError, match="on Windows, grade in"):
+        grade_folder(tmp_path, read_assignment(made.autograder), tmp_path / "out")
 
 
 # --- submissions that try things ------------------------------------------------------------------
