@@ -35,6 +35,7 @@ from dfkd_lite.storage.files import write_bytes, write_json
 from .reading import Assignment, Unreadable, find_submissions, read_cells
 
 GIB = 1024**3
+LONGEST = 16 * 1024**2  # characters of an answer; a longer line is not the worker's
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,8 @@ class Worker:
         self.process = subprocess.Popen(
             [sys.executable, "-m", f"{__package__}.worker"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            cwd=self.home.name, env=_environment(self.home.name), text=True,
-            start_new_session=True,
+            cwd=self.home.name, env=_environment(self.home.name), start_new_session=True,
+            encoding="utf-8", errors="replace",  # a submission may have written any bytes
         )  # fmt: skip
 
     def kill(self) -> None:
@@ -226,7 +227,7 @@ class _Run:
         process: Any = self.worker.process
         try:
             print(json.dumps(job), file=process.stdin, flush=True)
-            for line in process.stdout:
+            for line in iter(lambda: process.stdout.readline(LONGEST), ""):
                 answer = _answer(line, job["token"])
                 if answer is None:
                     continue

@@ -1,8 +1,10 @@
 """The grader on broken and hostile submissions of assignment 2, and what it writes."""
 
 import csv
+import io
 import json
 import sys
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from importlib.util import find_spec, module_from_spec
@@ -17,6 +19,7 @@ from mistakes import attention, spoilt
 from dfkd_course import grade as grading
 from dfkd_course.grade import GIB, Grade, Mark, Workers, grade_folder, leaderboard
 from dfkd_course.reading import read_assignment
+from dfkd_course.worker import jobs_in
 from dfkd_lite import InputError
 from dfkd_lite.cli.main import main
 
@@ -359,6 +362,33 @@ for number in range(3, 30):
 """
 
 
+BYTES = """
+import io, os, pickle, struct
+class Mark:
+    def __reduce__(self): return io.open, ("{mark}", "w")
+def spatial_softmax(scores): return scores
+mark = pickle.dumps(Mark())
+for number in range(3, 30):
+    for text in (mark, struct.pack("!i", len(mark)) + mark):
+        try:
+            os.write(number, text + bytes([10]))
+        except OSError:
+            pass
+"""
+FLOODS = """
+import os
+def spatial_softmax(scores): return scores
+for number in range(3, 30):
+    try:
+        for _ in range(192):
+            os.write(number, b"x" * 1024**2)
+        os.write(number, bytes([10]))
+    except OSError:
+        pass
+"""
+CHEATS = {"peeks": PEEKS, "patches": PATCHES, "forges": FORGES, "bytes": BYTES, "floods": FLOODS}
+
+
 @pytest.fixture(scope="module")
 def cheats(
     made: course.Made,
@@ -368,17 +398,36 @@ def cheats(
 ):
     folder = tmp_path_factory.mktemp("cheats")
     texts: dict[str, str | bytes] = {
-        name: with_answer(solution, "def spatial_softmax", source)
-        for name, source in (("peeks", PEEKS), ("patches", PATCHES), ("forges", FORGES))
+        name: with_answer(
+            solution, "def spatial_softmax", source.replace("{mark}", f"{folder}/mark")
+        )
+        for name, source in CHEATS.items()
     }
-    return graded(texts, made, folder, workers), folder
+    tracemalloc.start()
+    grades = graded(texts, made, folder, workers)
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return grades, folder, used
 
 
-@pytest.mark.parametrize("name", ["peeks", "patches", "forges"])
+@pytest.mark.parametrize("name", CHEATS)
 def test_tricks_earn_nothing(name: str, cheats) -> None:
     grade = cheats[0][name]
     assert (grade.of_question("q1"), grade.points, grade.of) == (0, 12, 14)
     assert grade.measured == {}
+
+
+def test_what_a_submission_writes_is_not_unpickled(cheats) -> None:
+    assert cheats[0]["bytes"].notes == [] and not (cheats[1] / "mark").exists()
+
+
+def test_a_line_without_an_end_does_not_fill_the_graders_memory(cheats) -> None:
+    assert cheats[2] < 128 * 1024**2 < 192 * 1024**2  # what it wrote
+
+
+def test_half_of_its_tests_left_by_a_submission_does_not_harm_the_next() -> None:
+    lines = io.StringIO('st half"}\n{"q1": "tests"}\n{"cells": [], "token": "next"}\n')
+    assert [job["token"] for job in jobs_in(lines)] == ["next"]
 
 
 def test_no_report_shows_a_hidden_test(cheats) -> None:
