@@ -125,6 +125,8 @@ def _total(source: str) -> float:
     return sum(case.points for case in ExceptionTestFile.from_string(source).test_cases)
 
 
+# Not the fork server of `multiprocessing`: any process forked from it can end it with one byte, and
+# then it starts again by itself, with the instructor's environment and without a word.
 class Worker:
     """A process of :mod:`worker`: it has imported everything, and runs one job after another."""
 

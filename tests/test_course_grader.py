@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable
 from importlib.util import find_spec, module_from_spec
 from pathlib import Path
+from types import ModuleType
 
 import colab
 import course
@@ -265,8 +266,15 @@ assert not any("SECRET" in text or "LEFT" in text for text in (str(os.environ), 
 def test_a_submission_finds_nothing_of_others_or_of_the_instructor(
     made: course.Made, solution: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They share a process that has imported everything, and none of them ends it."""
+    """They share a process that has imported everything, and none of them ends it.
+
+    Nor does it run the grader's main module once more, as processes of `multiprocessing` do.
+    """
     monkeypatch.setenv("COURSE_SECRET", "SECRET")
+    main = ModuleType("__main__")
+    main.__file__ = str(tmp_path / "main.py")
+    (tmp_path / "main.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.setitem(sys.modules, "__main__", main)
     started: list[grading.Worker] = []
 
     class Counted(grading.Worker):
@@ -285,6 +293,7 @@ def test_a_submission_finds_nothing_of_others_or_of_the_instructor(
     assert [grade.points for grade in grades.values()] == [14] * 4
     assert grades["2-looks"].notes == grades["4-looks"].notes == []
     assert ["(exit 3)" in note for note in grades["3-dies"].notes] == [True]
+    assert not (tmp_path / "ran").exists()
     assert len(started) == 1 and started[0].process.poll() is not None
 
 
