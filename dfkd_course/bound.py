@@ -20,12 +20,12 @@ from dfkd_lite.presets import preset
 
 from .checking import Question, Wrong, drawn, expect, require
 from .norms import (  # noqa: F401 (masters and students find all questions here)
-    _norm,
     compare_conv_norm,
     compare_large,
     compare_matrix,
     compare_transposed,
     drawn_conv,
+    exact_norm,
     matrix_with,
     q1,
     q2,
@@ -343,7 +343,7 @@ def _sides(
 ) -> tuple[float, float]:
     """The largest left side, and the answer for the right one."""
     networks = [linear(matrix) for matrix in matrices]
-    norms = [_norm(matrix) for matrix in matrices]
+    norms = [exact_norm(matrix) for matrix in matrices]
     left = left_side(networks[0], networks[1], images).max().item()
     with torch.no_grad():
         right = answer(*networks, images.clone(), images_star.clone(), *norms)
@@ -383,7 +383,7 @@ def compare_tight(
     S, T, x_star, x = (part.detach().double() for part in got)
     norms = {"S": (S, lip_student), "T": (T, lip_teacher)}
     for name, (matrix, norm) in norms.items():
-        expect(_norm(matrix), norm, f"the spectral norm of {name}")
+        expect(exact_norm(matrix), norm, f"the spectral norm of {name}")
     shift = x - x_star
     expect(
         shift.norm(),

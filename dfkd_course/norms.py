@@ -45,7 +45,7 @@ def compare_matrix(
     answer: Callable[[Tensor, int], float], matrix: Tensor, iterations: int = 200
 ) -> None:
     """Against the singular value decomposition; and one step must not be enough."""
-    exact = _norm(matrix)
+    exact = exact_norm(matrix)
     what = "the spectral norm of a {} x {} matrix".format(*matrix.shape)
     known: dict[str, Tensor | float] = {
         "the Frobenius norm, the root of the sum of all squared entries": matrix.norm(),
@@ -57,7 +57,8 @@ def compare_matrix(
     _require_steps(_seeded(answer, matrix.clone(), 1), exact, what)
 
 
-def _norm(matrix: Tensor) -> float:
+def exact_norm(matrix: Tensor) -> float:
+    """Compute the spectral norm of a matrix from its singular values, in double precision."""
     return torch.linalg.matrix_norm(matrix.double(), 2).item()
 
 
@@ -189,16 +190,16 @@ def compare_conv_norm(
 ) -> None:
     """Against the singular values of the matrix that the convolution is for this size."""
     matrix = matrix_of(conv, size)
-    exact = _norm(matrix)
+    exact = exact_norm(matrix)
     what = f"the norm of a convolution with stride {conv.stride} and padding {conv.padding}"
     known: dict[str, Tensor | float] = {
-        "the kernel reshaped to a matrix": _norm(conv.weight.flatten(1)),
+        "the kernel reshaped to a matrix": exact_norm(conv.weight.flatten(1)),
         "the Frobenius norm of the kernel": conv.weight.norm(),
         "the Frobenius norm of the convolution": matrix.norm(),
         "the largest eigenvalue of AᵀA; the norm is its root": exact**2,
-        "the stride ignored": _norm(matrix_of(_changed(conv, stride=(1, 1)), size)),
-        "the padding ignored": _norm(matrix_of(_changed(conv, padding=(0, 0)), size)),
-        "stride and padding ignored": _norm(
+        "the stride ignored": exact_norm(matrix_of(_changed(conv, stride=(1, 1)), size)),
+        "the padding ignored": exact_norm(matrix_of(_changed(conv, padding=(0, 0)), size)),
+        "stride and padding ignored": exact_norm(
             matrix_of(_changed(conv, stride=(1, 1), padding=(0, 0)), size)
         ),
         "the bias added, which does not stretch anything": _with_bias(conv, size, iterations),
@@ -232,6 +233,6 @@ def compare_large(answer: ConvNorm, size: tuple[int, int], iterations: int = 300
     channels = drawn(4, 4, seed=2)
     conv = drawn_conv((4, 4), 3, padding=1)
     conv.weight.copy_(channels[:, :, None, None].expand(4, 4, 3, 3))
-    exact = _norm(channels) * math.prod(1 + 2 * math.cos(math.pi / (n + 1)) for n in size)
+    exact = exact_norm(channels) * math.prod(1 + 2 * math.cos(math.pi / (n + 1)) for n in size)
     what = f"the norm of a convolution on images of {size}"
     _expect_estimate(_seeded(answer, conv, size, iterations), exact, what, {}, rtol=1e-2)
