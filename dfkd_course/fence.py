@@ -9,7 +9,6 @@ machine code: against that, grade in a container.
 from __future__ import annotations
 
 import os
-import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,6 +45,8 @@ MACHINE = ("/usr", "/lib", "/etc", "/sys", "/dev", "/proc/cpuinfo", "/proc/memin
 
 def limit(memory: int, file_size: int) -> None:
     """Bytes that the process may allocate from now on, and write to any one file."""
+    import resource  # Windows has none
+
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -13,14 +13,12 @@ import hashlib
 import io
 import json
 import os
-import re
 import secrets
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import zipfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext, suppress
@@ -34,7 +32,10 @@ import dfkd_lite
 from dfkd_lite.errors import InputError, check_range
 from dfkd_lite.storage.files import write_bytes, write_json
 
+from .reading import Assignment, Unreadable, find_submissions, read_cells
+
 GIB = 1024**3
+LONGEST = 16 * 1024**2  # characters of an answer; a longer line is not the worker's
 
 
 @dataclass(frozen=True)
@@ -84,84 +85,6 @@ class Grade:
         return sum(mark.points for mark in self.marks if mark.question == question)
 
 
-@dataclass(frozen=True)
-class Assignment:
-    """What grades one assignment: tests by question, and the questions that a person reads."""
-
-    name: str
-    tests: dict[str, str]
-    by_hand: dict[str, float]  # points of the questions whose answers are read by a person
-    files: dict[str, bytes]  # that lie beside a student's notebook
-    withheld: dict[str, bytes]  # that only the tests get
-    limits: dict[str, float]  # its own, where the defaults do not fit
-
-    @property
-    def key(self) -> str:
-        """Changes where a test does."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()
-
-
-def read_assignment(path: Path) -> Assignment:
-    """An ``autograder.zip`` that ``make course`` wrote.
-
-    Raises:
-        InputError: no such file, or not such a file.
-    """
-    if not path.is_file():
-        raise InputError(f"There is no file {path}. `make course` makes the autograders.")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            about = json.loads(archive.read("course.json"))
-            names = sorted(n for n in archive.namelist() if re.fullmatch(r"tests/\w+\.py", n))
-            tests = {Path(n).stem: archive.read(n).decode() for n in names}
-            given = [n for n in archive.namelist() if re.fullmatch(r"files/[\w.-]+", n)]
-            files = {Path(n).name: archive.read(n) for n in given}
-            withheld = {name: files.pop(name) for name in about["withheld"]}
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise InputError(f"{path} is no autograder of this course: {error}.") from None
-    return Assignment(about["name"], tests, about["by_hand"], files, withheld, about["limits"])
-
-
-def find_submissions(folder: Path) -> dict[str, Path]:
-    """All notebooks below a folder, by a name: their path in it, without the ending.
-
-    Raises:
-        InputError: no such folder, or no notebook in it.
-    """
-    if not folder.is_dir():
-        raise InputError(f"There is no folder {folder}.")
-    paths = [p for p in sorted(folder.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
-    if not paths:
-        raise InputError(f"There are no notebooks (*.ipynb) in {folder}.")
-    return {p.relative_to(folder).with_suffix("").as_posix(): p for p in paths}
-
-
-class Unreadable(Exception):
-    """A submission that is no notebook of Python; the message says what it is."""
-
-
-def read_cells(path: Path) -> list[tuple[int, str]]:
-    """The code cells of a submission, numbered from 1 over all its cells.
-
-    Raises:
-        Unreadable: not a notebook, or not of Python.
-    """
-    try:
-        notebook = json.loads(path.read_text(encoding="utf-8"))
-        cells = notebook["cells"]
-        found = [
-            (number, "".join(cell["source"]))
-            for number, cell in enumerate(cells, start=1)
-            if cell["cell_type"] == "code"
-        ]
-        language = notebook.get("metadata", {}).get("kernelspec", {}).get("language", "python")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise Unreadable("not a notebook: the file cannot be read as one") from None
-    if language.lower() != "python":
-        raise Unreadable(f"a notebook of {language}, not of Python")
-    return found
-
-
 # --- one submission -------------------------------------------------------------------------------
 
 
@@ -202,6 +125,8 @@ def _total(source: str) -> float:
     return sum(case.points for case in ExceptionTestFile.from_string(source).test_cases)
 
 
+# Not the fork server of `multiprocessing`: any process forked from it can end it with one byte, and
+# then it starts again by itself, with the instructor's environment and without a word.
 class Worker:
     """A process of :mod:`worker`: it has imported everything, and runs one job after another."""
 
@@ -211,8 +136,8 @@ class Worker:
         self.process = subprocess.Popen(
             [sys.executable, "-m", f"{__package__}.worker"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            cwd=self.home.name, env=_environment(self.home.name), text=True,
-            start_new_session=True,
+            cwd=self.home.name, env=_environment(self.home.name), start_new_session=True,
+            encoding="utf-8", errors="replace",  # a submission may have written any bytes
         )  # fmt: skip
 
     def kill(self) -> None:
@@ -304,7 +229,7 @@ class _Run:
         process: Any = self.worker.process
         try:
             print(json.dumps(job), file=process.stdin, flush=True)
-            for line in process.stdout:
+            for line in iter(lambda: process.stdout.readline(LONGEST), ""):
                 answer = _answer(line, job["token"])
                 if answer is None:
                     continue
@@ -385,10 +310,15 @@ def grade_folder(
     ``limits`` are those of :class:`Limits`; None leaves one as the assignment, or else its default.
 
     Raises:
-        InputError: nothing to grade, or Otter is not installed.
+        InputError: nothing to grade, Otter is not installed, or this is Windows.
     """
     from tqdm.auto import tqdm
 
+    if find_spec("resource") is None:
+        raise InputError(
+            "Grading needs Linux or macOS, which can limit what a submission's process uses; "
+            "on Windows, grade in its Subsystem for Linux (WSL)."
+        )
     if find_spec("otter") is None:
         raise InputError("Grading needs otter-grader: pip install 'dfkd_lite[course]'.")
     check_range("jobs", jobs, 1)

@@ -18,7 +18,7 @@ import sys
 import sysconfig
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import FrameType
@@ -40,12 +40,14 @@ EARLY = (
 )  # fmt: skip
 #: Modules that tests rely on.
 OURS = ("dfkd_lite", "dfkd_course", "otter.test_files")
-#: The assignments' checks.
-TOPICS = tuple(
-    f"{__package__}.{path.stem}"
-    for path in sorted(Path(__file__).parent.glob("*.py"))
-    if path.stem not in ("__init__", "checking", "fence", "grade", "worker")
+#: From these the assignments' checks import.
+SHARED = ("checking", "norms", "stages")
+TOPICS = sorted(
+    {path.stem for path in Path(__file__).parent.glob("*.py")}
+    - {*SHARED, "__init__", "fence", "grade", "reading", "worker"}
 )
+#: Modules of checks: in this order they are loaded anew, so that none takes from an old one.
+CHECKS = tuple(f"{__package__}.{name}" for name in (*SHARED, *TOPICS))
 
 
 class OutOfTime(BaseException):
@@ -76,17 +78,14 @@ def deadline(seconds: float) -> Any:
 
 
 def main() -> None:
-    """See the module."""
+    """Import everything once; for each job fork a process, and say how it ended."""
     answers, questions = os.fdopen(os.dup(1), "w"), os.fdopen(os.dup(0))
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(nothing, 1)
-    for name in (*EARLY, *TOPICS):
+    for name in (*EARLY, *CHECKS):
         importlib.import_module(name)
-    while line := questions.readline():
-        job = json.loads(line)
-        if "cells" not in job:  # tests that a submission which died did not read
-            continue
+    for job in jobs_in(questions):
         child = os.fork() if FORKS else 0
         if child == 0:
             code = 1
@@ -98,6 +97,17 @@ def main() -> None:
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         # the process may have died in the middle of a line
         print("\n" + json.dumps({"token": job["token"], "ended": code}), file=answers, flush=True)
+
+
+def jobs_in(questions: TextIO) -> Iterator[dict[str, Any]]:
+    """Wait for jobs, without what is left of the tests of a submission that died."""
+    for line in iter(questions.readline, ""):
+        try:
+            job = json.loads(line)
+        except ValueError:  # it has read a part of them
+            continue
+        if "cells" in job:
+            yield job
 
 
 def _work(job: dict[str, Any], questions: TextIO, answers: TextIO) -> None:
@@ -192,7 +202,7 @@ def _restore(state: dict[str, dict[str, Any]]) -> None:
     """Put back what a submission may have replaced, so that its tests are the tests."""
     for name, names in state.items():
         vars(sys.modules[name]).update(names)
-    for name in (checking.__name__, *TOPICS):  # their objects hold things that may have changed
+    for name in CHECKS:  # their objects hold things that may have changed
         importlib.reload(sys.modules[name])
 
 

@@ -1,10 +1,15 @@
 """The grader on broken and hostile submissions of assignment 2, and what it writes."""
 
 import csv
+import io
 import json
+import sys
+import tracemalloc
 import zipfile
 from collections.abc import Callable
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
+from types import ModuleType
 
 import colab
 import course
@@ -13,15 +18,9 @@ import yaml
 from mistakes import attention, spoilt
 
 from dfkd_course import grade as grading
-from dfkd_course.grade import (  # fmt: skip
-    GIB,
-    Grade,
-    Mark,
-    Workers,
-    grade_folder,
-    leaderboard,
-    read_assignment,
-)
+from dfkd_course.grade import GIB, Grade, Mark, Workers, grade_folder, leaderboard
+from dfkd_course.reading import read_assignment
+from dfkd_course.worker import jobs_in
 from dfkd_lite import InputError
 from dfkd_lite.cli.main import main
 
@@ -116,6 +115,21 @@ def test_unreadable_autograders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.zip").write_bytes(b"PK\x03\x04 no zip")
     with pytest.raises(InputError, match="no autograder"):
         read_assignment(tmp_path / "broken.zip")
+
+
+@pytest.mark.parametrize("name", ["grade", "fence", "worker"])
+def test_the_grader_can_be_imported_on_windows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = find_spec(f"dfkd_course.{name}")
+    monkeypatch.setitem(sys.modules, "resource", None)
+    spec.loader.exec_module(module_from_spec(spec))  # once more, and kept nowhere
+
+
+def test_windows_is_told_where_it_can_grade(
+    made: course.Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "resource", None)
+    with pytest.raises(InputError, match="on Windows, grade in"):
+        grade_folder(tmp_path, read_assignment(made.autograder), tmp_path / "out")
 
 
 # --- submissions that try things ------------------------------------------------------------------
@@ -252,8 +266,15 @@ assert not any("SECRET" in text or "LEFT" in text for text in (str(os.environ), 
 def test_a_submission_finds_nothing_of_others_or_of_the_instructor(
     made: course.Made, solution: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They share a process that has imported everything, and none of them ends it."""
+    """They share a process that has imported everything, and none of them ends it.
+
+    Nor does it run the grader's main module once more, as processes of `multiprocessing` do.
+    """
     monkeypatch.setenv("COURSE_SECRET", "SECRET")
+    main = ModuleType("__main__")
+    main.__file__ = str(tmp_path / "main.py")
+    (tmp_path / "main.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.setitem(sys.modules, "__main__", main)
     started: list[grading.Worker] = []
 
     class Counted(grading.Worker):
@@ -272,6 +293,7 @@ def test_a_submission_finds_nothing_of_others_or_of_the_instructor(
     assert [grade.points for grade in grades.values()] == [14] * 4
     assert grades["2-looks"].notes == grades["4-looks"].notes == []
     assert ["(exit 3)" in note for note in grades["3-dies"].notes] == [True]
+    assert not (tmp_path / "ran").exists()
     assert len(started) == 1 and started[0].process.poll() is not None
 
 
@@ -349,6 +371,33 @@ for number in range(3, 30):
 """
 
 
+BYTES = """
+import io, os, pickle, struct
+class Mark:
+    def __reduce__(self): return io.open, ("{mark}", "w")
+def spatial_softmax(scores): return scores
+mark = pickle.dumps(Mark())
+for number in range(3, 30):
+    for text in (mark, struct.pack("!i", len(mark)) + mark):
+        try:
+            os.write(number, text + bytes([10]))
+        except OSError:
+            pass
+"""
+FLOODS = """
+import os
+def spatial_softmax(scores): return scores
+for number in range(3, 30):
+    try:
+        for _ in range(192):
+            os.write(number, b"x" * 1024**2)
+        os.write(number, bytes([10]))
+    except OSError:
+        pass
+"""
+CHEATS = {"peeks": PEEKS, "patches": PATCHES, "forges": FORGES, "bytes": BYTES, "floods": FLOODS}
+
+
 @pytest.fixture(scope="module")
 def cheats(
     made: course.Made,
@@ -358,17 +407,36 @@ def cheats(
 ):
     folder = tmp_path_factory.mktemp("cheats")
     texts: dict[str, str | bytes] = {
-        name: with_answer(solution, "def spatial_softmax", source)
-        for name, source in (("peeks", PEEKS), ("patches", PATCHES), ("forges", FORGES))
+        name: with_answer(
+            solution, "def spatial_softmax", source.replace("{mark}", f"{folder}/mark")
+        )
+        for name, source in CHEATS.items()
     }
-    return graded(texts, made, folder, workers), folder
+    tracemalloc.start()
+    grades = graded(texts, made, folder, workers)
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return grades, folder, used
 
 
-@pytest.mark.parametrize("name", ["peeks", "patches", "forges"])
+@pytest.mark.parametrize("name", CHEATS)
 def test_tricks_earn_nothing(name: str, cheats) -> None:
     grade = cheats[0][name]
     assert (grade.of_question("q1"), grade.points, grade.of) == (0, 12, 14)
     assert grade.measured == {}
+
+
+def test_what_a_submission_writes_is_not_unpickled(cheats) -> None:
+    assert cheats[0]["bytes"].notes == [] and not (cheats[1] / "mark").exists()
+
+
+def test_a_line_without_an_end_does_not_fill_the_graders_memory(cheats) -> None:
+    assert cheats[2] < 128 * 1024**2 < 192 * 1024**2  # what it wrote
+
+
+def test_half_of_its_tests_left_by_a_submission_does_not_harm_the_next() -> None:
+    lines = io.StringIO('st half"}\n{"q1": "tests"}\n{"cells": [], "token": "next"}\n')
+    assert [job["token"] for job in jobs_in(lines)] == ["next"]
 
 
 def test_no_report_shows_a_hidden_test(cheats) -> None:

@@ -12,9 +12,12 @@ from pkgutil import resolve_name
 import pytest
 from depends import Modules, code_of, imports_of
 
+from dfkd_course.worker import CHECKS
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "dfkd_lite"
 MODULES = Modules(ROOT)
+COURSE = ROOT / "dfkd_course"
 PATHS = sorted(path for path in PACKAGE.rglob("*.py") if path.stem not in ("__init__", "__main__"))
 LOOP = [PACKAGE / "distill.py", *sorted(PACKAGE.glob("methods/[!_]*.py"))]
 #: What knows real images, or measures on them.
@@ -75,6 +78,13 @@ def test_a_run_and_the_command_wait_for_no_drawing_library(module: str) -> None:
     code = f"import sys, dfkd_lite.{module}; print({{'matplotlib', 'plotly'}} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "set()", done.stdout + done.stderr
+
+
+def test_checks_are_loaded_anew_after_those_that_they_import_from() -> None:
+    for number, module in enumerate(CHECKS):
+        source = (COURSE / f"{module.partition('.')[2]}.py").read_text("utf-8")
+        found = {one.module for one in imports_of(source, "dfkd_course")}
+        assert {name for name in found if name.startswith("dfkd_course.")} <= {*CHECKS[:number]}
 
 
 def chapter_of(path: Path) -> Path:
@@ -147,6 +157,8 @@ def test_names_and_files_that_a_text_mentions_are_there(path: Path) -> None:
 def test_no_file_is_too_long_to_be_read() -> None:
     lines = {path: len(path.read_text("utf-8").splitlines()) for path in PATHS}
     assert {name_of(path): count for path, count in lines.items() if count > 420} == {}
+    lines = {p.name: len(p.read_text("utf-8").splitlines()) for p in COURSE.glob("*.py")}
+    assert lines and {name: count for name, count in lines.items() if count > 500} == {}
 
 
 @pytest.mark.book

@@ -33,7 +33,8 @@ def add_commands(commands: Any, common: Callable[..., argparse.ArgumentParser]) 
 
 def grade(options: argparse.Namespace) -> None:
     """``dfkd course grade FOLDER``."""
-    from dfkd_course.grade import grade_folder, read_assignment  # the course stands on the package
+    from dfkd_course.grade import grade_folder  # the course stands on the package
+    from dfkd_course.reading import read_assignment
 
     named = Path(options.assignment)
     path = named if named.suffix == ".zip" else _made_here(options.assignment)

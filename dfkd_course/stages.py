@@ -1,0 +1,89 @@
+"""What the questions of assignment 4 look at: maps of the stages, and networks with known maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dfkd_lite import cam as package
+from dfkd_lite.networks import WideResNet, capture, evaluating, find_layers
+
+
+def look(network: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+    """One pass: the features of each stage (B, P, H, W), logits (B, K), last weights (K, P).
+
+    Early to late, with the graph that leads from the features to the logits.
+    """
+    layers = find_layers(network, (images.shape[1], images.shape[2], images.shape[3]))
+    with evaluating(network), torch.enable_grad(), capture(network, layers.stages) as features:
+        logits = network(images.clone().requires_grad_())
+    weight = package.classifier_weight(network, layers).detach()
+    return [features[name] for name in layers.stages], logits, weight
+
+
+def stage_maps(network: nn.Module, images: Tensor, classes: Tensor) -> list[Tensor]:
+    """Questions 1 to 3 done: a map (B, H, W) of the classes (B,) for each stage, early to late.
+
+    Eq. 10 at the last stage, Grad-CAM before it. The weights are constants, the features carry
+    gradient; inside ``torch.no_grad()`` nothing does.
+    """
+    layers = find_layers(network, (images.shape[1], images.shape[2], images.shape[3]))
+    with evaluating(network), torch.enable_grad(), capture(network, layers.stages) as features:
+        logits = network(images.clone().requires_grad_())
+        maps = package.stage_maps(features, logits, classes, layers, network)
+    return maps if torch.is_grad_enabled() else [m.detach() for m in maps]
+
+
+class Straight(nn.Module):
+    """Images (B, 1, H, W) to logits without a bend, so that all its maps can be worked out.
+
+    The logit of class c is ``gains[c]`` times the mean of the pixels that the second stage keeps:
+    one in ``stride`` each way. Its two channels do the same, the second twice as strongly.
+    """
+
+    SHARES = (0.5, 0.25)
+
+    def __init__(self, gains: Sequence[float], stride: int) -> None:
+        super().__init__()
+        self.gains, self.stride = torch.tensor(gains), stride
+        self.stage1 = nn.Conv2d(1, 2, 1, bias=False)
+        self.stage2 = nn.Conv2d(2, 2, 1, stride, bias=False)
+        self.fc = nn.Linear(2, len(gains), bias=False)
+        with torch.no_grad():
+            self.stage1.weight.copy_(torch.tensor([1.0, 2.0]).view(2, 1, 1, 1))
+            self.stage2.weight.copy_(torch.eye(2).view(2, 2, 1, 1))
+            self.fc.weight.copy_(self.gains[:, None] * torch.tensor(self.SHARES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.stage2(self.stage1(x)).mean((2, 3)))
+
+    def weights(self, images: Tensor, classes: Tensor) -> list[Tensor]:
+        """Grad-CAM's weights (B, 2) at both stages: a logit is a mean over the kept places."""
+        per_class = self.gains[classes][:, None] * torch.tensor(self.SHARES)
+        plane = images[0, 0]
+        return [
+            per_class / plane.numel(),
+            per_class / plane[:: self.stride, :: self.stride].numel(),
+        ]
+
+    def maps(self, images: Tensor, classes: Tensor) -> list[Tensor]:
+        """Grad-CAM (with its ReLU) at the first stage, Eq. 10 at the last."""
+        gain, plane = self.gains[classes][:, None, None], images[:, 0]
+        return [
+            (gain * plane / plane[0].numel()).relu(),
+            gain * plane[:, :: self.stride, :: self.stride],
+        ]
+
+
+def small(depth: int, favourite: int, classes: int = 4, seed: int = 0) -> WideResNet:
+    """An untrained WRN-``depth``-1 for grey images that names one class, whatever it sees.
+
+    It is the bias of the last layer that decides; maps know nothing of it.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = WideResNet(depth, 1, classes, channels=1).eval()
+    network.fc.bias.data[favourite] = 100.0
+    return network
