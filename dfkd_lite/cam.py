@@ -107,12 +107,8 @@ def graded_capture(model: nn.Module, layers: Layers) -> Iterator[dict[str, Tenso
 
     modules = dict(model.named_modules())
     first = modules[choose("module", layers.stages[0], modules)]
-    handle = first.register_forward_hook(start)
-    try:
-        with capture(model, layers.stages) as features:
-            yield features
-    finally:
-        handle.remove()
+    with first.register_forward_hook(start), capture(model, layers.stages) as features:
+        yield features
 
 
 def explain(

@@ -24,6 +24,7 @@ from .errors import DivergedError, InputError, check_range, choose
 from .image_pool import ImagePool
 from .methods import FsscConfig, Problem, create
 from .networks import Layers, NetworkSpec, build, evaluating, find_layers
+from .networks.layers import answer
 from .storage.checkpoint import open_run, save_checkpoint
 from .storage.weights import check_finite, fingerprint
 
@@ -329,22 +330,17 @@ def frozen(network: nn.Module) -> Iterator[None]:
                 parameter.requires_grad_(True)
 
 
-@torch.no_grad()
 def check_pair(teacher: nn.Module, student: nn.Module, spec: NetworkSpec) -> None:
     """Refuse a pair that does not read ``spec``'s images or does not answer with its classes."""
     for role, network in (("teacher", teacher), ("student", student)):
         first = next(network.parameters(), None)
         if first is None:
             raise InputError(f"The {role} has no weights.")
-        image = torch.zeros(2, *spec.image_shape, device=first.device)
-        shape = "x".join(map(str, spec.image_shape))
-        with evaluating(network):
-            try:
-                logits = network(image)
-            except (RuntimeError, ValueError) as error:
-                raise InputError(f"The {role} cannot read {shape} images: {error}") from error
+        images = torch.zeros(2, *spec.image_shape, device=first.device)
+        logits = answer(network, images, role)
         if not isinstance(logits, Tensor) or logits.shape != (2, spec.classes):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            shape = "x".join(map(str, spec.image_shape))
             raise InputError(
                 f"The {role} answers two {shape} images with {got}, not (2, {spec.classes}) "
                 f"logits: teacher, student and data must have the same {spec.classes} classes."

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .errors import InputError, check_range
 from .networks import VGG, ResNet, WideResNet, evaluating
+from .networks.layers import answer, blank
 from .networks.resnet import BasicBlock
 from .networks.wide_resnet import PreActivationBlock
 from .spectral import (
@@ -203,23 +204,7 @@ def _leaves(layer: LayerBound) -> Iterator[LayerBound]:
 
 
 def _sizes(model: nn.Module, image_shape: tuple[int, int, int]) -> _Sizes:
-    """The sizes in and out of every convolution and pooling, found by running a blank image."""
-    first = next(model.parameters(), torch.empty(0))
-    blank = torch.zeros(1, *image_shape, device=first.device, dtype=first.dtype)
-    with _recorded_sizes(model) as sizes, torch.no_grad():
-        try:
-            model(blank)
-        except InputError:
-            raise
-        except (RuntimeError, ValueError) as error:
-            shape = "x".join(map(str, image_shape))
-            raise InputError(f"The network cannot read {shape} images: {error}") from error
-    return sizes
-
-
-@contextmanager
-def _recorded_sizes(model: nn.Module) -> Iterator[_Sizes]:
-    """Hooks that note sizes while the block runs, removed when it ends, whatever happens."""
+    """Find the sizes in and out of every convolution and pooling by running blank images."""
     sizes: _Sizes = {}
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -230,15 +215,12 @@ def _recorded_sizes(model: nn.Module) -> Iterator[_Sizes]:
                 f"{found[0]}: network_bound needs a layer of its own for each."
             )
 
-    handles = []
-    try:
+    with ExitStack() as hooks:
         for module in model.modules():
             if isinstance(module, (nn.Conv2d, nn.MaxPool2d, *_AVERAGES)):
-                handles.append(module.register_forward_hook(note))
-        yield sizes
-    finally:
-        for handle in handles:
-            handle.remove()
+                hooks.enter_context(module.register_forward_hook(note))
+        answer(model, blank(model, image_shape))
+    return sizes
 
 
 # ------------------------------------------------------ lower bounds: the slope at chosen images

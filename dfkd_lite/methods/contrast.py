@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -91,15 +91,10 @@ def pooled(maps: list[Tensor]) -> Tensor:
 def batch_norm_inputs(model: nn.Module) -> Iterator[list[Tensor]]:
     """A list that a forward pass inside fills with the inputs of all batch-norms."""
     inputs: list[Tensor] = []
-    handles = [
-        bn.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-        for bn in batch_norms(model).values()
-    ]
-    try:
+    with ExitStack() as hooks:
+        for bn in batch_norms(model).values():
+            hooks.enter_context(bn.register_forward_pre_hook(lambda _, x: inputs.append(x[0])))
         yield inputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def local_view(images: Tensor, rng: torch.Generator, flip: bool) -> Tensor:

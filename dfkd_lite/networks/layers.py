@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -56,16 +56,10 @@ def find_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> Layers:
             found.pop(size, None)  # popped first, so that the order is that of finishing
             found[size] = name
 
-    handles = [module.register_forward_hook(note) for module in names]
-    try:
-        with evaluating(model), torch.no_grad():
-            model(_blank(model, image_shape))
-    except (RuntimeError, ValueError) as error:
-        shape = "x".join(map(str, image_shape))
-        raise InputError(f"The network cannot read {shape} images: {error}") from error
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks:
+        for module in names:
+            hooks.enter_context(module.register_forward_hook(note))
+        answer(model, blank(model, image_shape))
     maps = {size: name for size, name in found.items() if size != (1, 1)} or found
     if not maps or not linear:
         missing = "feature maps (B, C, H, W)" if not maps else "nn.Linear layer"
@@ -75,9 +69,26 @@ def find_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> Layers:
 
 
 @torch.no_grad()
+def answer(model: nn.Module, images: Tensor, role: str = "network") -> Any:
+    """Run ``model`` on images (B, C, H, W) in evaluation mode, without gradients.
+
+    Raises:
+        InputError: the model cannot read them; the message calls the model by its ``role``.
+    """
+    try:
+        with evaluating(model):
+            return model(images)
+    except InputError:  # one of our networks, which says itself what it needs
+        raise
+    except (RuntimeError, ValueError) as error:
+        shape = "x".join(map(str, images.shape[1:]))
+        raise InputError(f"The {role} cannot read {shape} images: {error}") from error
+
+
+@torch.no_grad()
 def _reads_averages(model: nn.Module, layers: Layers, image_shape: tuple[int, int, int]) -> bool:
     """Whether the logits are the classifier's of the last stage's means, seen on random images."""
-    images = _blank(model, image_shape)
+    images = blank(model, image_shape)
     images.copy_(torch.rand(images.shape, generator=torch.Generator().manual_seed(0)))
     classifier = model.get_submodule(layers.classifier)
     with evaluating(model), capture(model, layers.stages[-1:]) as features:
@@ -101,15 +112,11 @@ def capture(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor
     """
     modules = dict(model.named_modules())
     features: dict[str, Tensor] = {}
-    handles = []
-    try:
+    with ExitStack() as hooks:
         for name in names:
             module = modules[choose("module", name, modules)]
-            handles.append(module.register_forward_hook(_keeper(features, name)))
+            hooks.enter_context(module.register_forward_hook(_keeper(features, name)))
         yield features
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -150,6 +157,7 @@ def _keeper(features: dict[str, Tensor], name: str) -> Callable[[nn.Module, obje
     return keep
 
 
-def _blank(model: nn.Module, image_shape: tuple[int, int, int]) -> Tensor:
+def blank(model: nn.Module, image_shape: tuple[int, int, int]) -> Tensor:
+    """Make two black images (2, C, H, W) of the device and dtype of the model's weights."""
     first = next(model.parameters(), torch.empty(0))
     return torch.zeros(2, *image_shape, device=first.device, dtype=first.dtype)
