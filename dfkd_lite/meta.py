@@ -76,7 +76,7 @@ class MetaLearner:
     def step(self, task: Task, z: Tensor) -> Adaptation:
         """Adapt to ``task`` from ``z``, then move the module (Eq. 7). ``z`` itself is kept."""
         if self.config.kind == "none":
-            return self._plain(task, z)
+            return _descend(self.module, self.outer, task, z, self.config)
         self.outer.zero_grad()
         if self.config.kind == "maml":
             adaptation = exact_gradient(self.module, task, z, self.config)
@@ -86,16 +86,6 @@ class MetaLearner:
             _copy_buffers(clone, self.module)
         self.outer.step()
         return adaptation
-
-    def _plain(self, task: Task, z: Tensor) -> Adaptation:
-        z = z.detach().clone().requires_grad_()
-        z_optimiser = _optimiser([z], self.config.lr_z, self.config.optimiser)
-        losses = []
-        for _ in range(self.config.steps):
-            losses.append(_backward(task, self.module, z, [self.outer, z_optimiser]))
-            self.outer.step()
-            z_optimiser.step()
-        return Adaptation(z.detach(), tuple(losses))
 
 
 def exact_gradient(module: nn.Module, task: Task, z: Tensor, config: MetaConfig) -> Adaptation:
@@ -136,30 +126,40 @@ def first_order_gradient(
     - ``first-order-sum``: the clone's gradients at every inner step, added up (FastDFKD).
     - ``reptile``: theta - theta' (Nichol et al. 2018); its scale is left to the outer Adam.
     """
-    z = z.detach().clone().requires_grad_()
-    optimisers = [
-        _optimiser(list(clone.parameters()), config.lr, config.optimiser),
-        _optimiser([z], config.lr_z, config.optimiser),
-    ]
+    optimiser = _optimiser(list(clone.parameters()), config.lr, config.optimiser)
     total = [torch.zeros_like(p) for p in module.parameters()]
-    losses = []
-    for _ in range(config.steps):
-        loss = _backward(task, clone, z, optimisers)
-        if config.kind == "first-order-sum":
-            _add_gradients(total, clone)
-        for optimiser in optimisers:
-            optimiser.step()
-        losses.append(loss)
+    summed = total if config.kind == "first-order-sum" else None
+    adaptation = _descend(clone, optimiser, task, z, config, summed)
     if config.kind == "first-order":
-        _backward(task, clone, z, optimisers)
+        _backward(task, clone, adaptation.z, [optimiser])
         _add_gradients(total, clone)
     if config.kind == "reptile":
-        total = [
-            (p - q).detach() for p, q in zip(module.parameters(), clone.parameters(), strict=True)
-        ]
+        pairs = zip(module.parameters(), clone.parameters(), strict=True)
+        total = [(p - q).detach() for p, q in pairs]
     for parameter, gradient in zip(module.parameters(), total, strict=True):
         if parameter.requires_grad:  # a frozen one must not even see Omega
             parameter.grad = gradient
+    return adaptation
+
+
+def _descend(
+    module: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    task: Task,
+    z: Tensor,
+    config: MetaConfig,
+    total: list[Tensor] | None = None,
+) -> Adaptation:
+    """Take the inner steps in place, and add the gradients of each to ``total``."""
+    z = z.detach().clone().requires_grad_()
+    optimisers = [optimiser, _optimiser([z], config.lr_z, config.optimiser)]
+    losses = []
+    for _ in range(config.steps):
+        losses.append(_backward(task, module, z, optimisers))
+        if total is not None:
+            _add_gradients(total, module)
+        for each in optimisers:
+            each.step()
     return Adaptation(z.detach(), tuple(losses))
 
 
