@@ -6,8 +6,8 @@ Built in chapter 3.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -79,28 +79,19 @@ class BatchNormLoss:
         self.momentum, self.first = momentum, first
         self.average: dict[str, tuple[Tensor, Tensor]] = {}
         self._newest: dict[str, tuple[Tensor, Tensor]] = {}
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._hooks = ExitStack()
 
     def __enter__(self) -> BatchNormLoss:
         for name, bn in self.layers.items():
-            self._handles.append(bn.register_forward_pre_hook(self._watcher(name)))
+            self._hooks.enter_context(bn.register_forward_pre_hook(partial(self._watch, name)))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        while self._handles:
-            self._handles.pop().remove()
+    def __exit__(self, *error: object) -> None:
+        self._hooks.close()
         self._newest.clear()
 
-    def _watcher(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def watch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self._newest[name] = pooled_statistics(*batch_statistics(full(inputs[0])))
-
-        return watch
+    def _watch(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._newest[name] = pooled_statistics(*batch_statistics(full(inputs[0])))
 
     def loss(self) -> Tensor:
         """The sum over the layers, a scalar with gradient to the images."""

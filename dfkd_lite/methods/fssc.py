@@ -78,13 +78,21 @@ class Fssc(SpatialMethod):
         """One task: latents and labels drawn, the generator adapted, its best images kept."""
         count = self.config.synthesis_batch
         z = self.problem.latents(count, self.config.generator.z_dim)
-        task = _Task(self, student, self.problem.labels(count), warm_up)
+        labels = self.problem.labels(count)
+        best = Best()
+
+        def task(generate: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+            images = generate(z)
+            loss, logs = self.generator_loss(images, labels, student, warm_up)
+            best.see(loss, images, logs)
+            return loss
+
         self.generator.train()
         with self.bn or nullcontext():
             adaptation = self.learner.step(task, z)
             if self.bn is not None:
                 self.bn.remember()
-        return task.best.images, task.best.logs, adaptation
+        return best.images, best.logs, adaptation
 
     def generator_loss(
         self, images: Tensor, labels: Tensor, student: nn.Module, warm_up: bool
@@ -122,17 +130,3 @@ class Fssc(SpatialMethod):
         self.learner.outer.load_state_dict(state["outer"])
         if self.bn is not None:
             self.bn.load_state_dict(state["bn_average"])
-
-
-class _Task:
-    """Eq. 16 on one batch of labels, as a meta-learning task; keeps the images of lowest loss."""
-
-    def __init__(self, method: Fssc, student: nn.Module, labels: Tensor, warm_up: bool) -> None:
-        self.method, self.student, self.labels, self.warm_up = method, student, labels, warm_up
-        self.best = Best()
-
-    def __call__(self, generate: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-        images = generate(z)
-        loss, logs = self.method.generator_loss(images, self.labels, self.student, self.warm_up)
-        self.best.see(loss, images, logs)
-        return loss

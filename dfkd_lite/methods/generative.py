@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,7 +96,7 @@ class Generative(Method):
         for group in self.optimiser.param_groups:
             group["lr"] = config.lr * SCHEDULES[config.schedule](share)
         self.generator.train()
-        with self.watching():
+        with self.bn or nullcontext():
             for _ in range(config.steps):
                 images, logs = self._step(student)
         self.calls += 1
@@ -104,10 +104,6 @@ class Generative(Method):
             # in the order of one process, of which each of several then keeps its part
             images = mine(torch.cat([gathered(batch) for batch in self._fresh(config.fresh)]))
         return images.detach(), logs
-
-    def watching(self) -> AbstractContextManager[Any]:
-        """The context of all generator steps of an episode."""
-        return self.bn or nullcontext()
 
     def _step(self, student: nn.Module) -> tuple[Tensor, Logs]:
         config = self.config

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -115,7 +116,7 @@ def capture(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor
     with ExitStack() as hooks:
         for name in names:
             module = modules[choose("module", name, modules)]
-            hooks.enter_context(module.register_forward_hook(_keeper(features, name)))
+            hooks.enter_context(module.register_forward_hook(partial(_keep, features, name)))
         yield features
 
 
@@ -150,11 +151,8 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _keeper(features: dict[str, Tensor], name: str) -> Callable[[nn.Module, object, Tensor], None]:
-    def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
-        features[name] = output
-
-    return keep
+def _keep(features: dict[str, Tensor], name: str, _: nn.Module, __: object, out: Tensor) -> None:
+    features[name] = out
 
 
 def blank(model: nn.Module, image_shape: tuple[int, int, int]) -> Tensor:
