@@ -1,4 +1,4 @@
-"""What methods share whose images come from a generator that learns on from episode to episode."""
+"""What methods share whose generator goes on learning from episode to episode."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from ..inversion import BatchNormLoss
 from ..parallel import average_gradients, gathered, mean, mine, synchronise
 from .base import Logs, Method, Problem
 
-#: How the generator's learning rate falls over the run; by the share of the run that is done.
+#: Factors of the generator's learning rate, from the share of the run that is done.
 SCHEDULES = {
     "constant": lambda share: 1.0,
     "cosine": lambda share: 0.5 * (1 + math.cos(math.pi * share)),
-    "fifths": lambda share: 0.1 ** min(int(5 * share), 2),  # a tenth after one fifth, and two
+    "fifths": lambda share: 0.1 ** min(int(5 * share), 2),  # to 0.1 after one fifth, 0.01 after two
 }
 
 
 def plain_generator(**settings: Any) -> GeneratorConfig:
-    """The DCGAN of most methods: the book's generator without attention."""
+    """Return settings of the DCGAN of most methods: the book's generator without attention."""
     return GeneratorConfig(attention=None, **settings)
 
 
 @dataclass(frozen=True)
 class GenerativeConfig:
-    """What these methods set alike; each extends it, with the values of its own paper."""
+    """Settings that these methods share. Each method extends them with the values of its paper."""
 
     generator: GeneratorConfig = field(default_factory=plain_generator)
     synthesis_batch: int = 128
-    steps: int = 1  # of the generator, an episode
+    steps: int = 1  # of the generator, per episode
     lr: float = 1e-3  # of the generator: Adam
     betas: tuple[float, float] = (0.5, 0.999)
     schedule: str = "constant"  # of lr: see SCHEDULES
-    fresh: int = 0  # batches made for the student after the steps; 0: it gets the last step's
+    fresh: int = 0  # new batches for the student after the steps; 0: it gets the last step's images
 
     def __post_init__(self) -> None:
         check_range("synthesis_batch", self.synthesis_batch, 2)
@@ -53,7 +53,7 @@ class GenerativeConfig:
 
 @dataclass(frozen=True)
 class DivergenceConfig(GenerativeConfig):
-    """... and those whose student learns by a KL divergence."""
+    """The same settings for a method whose student learns by a KL divergence."""
 
     temperature: float = 1.0
 
@@ -63,13 +63,13 @@ class DivergenceConfig(GenerativeConfig):
 
 
 class Generative(Method):
-    """Subclasses say what images should be like: :meth:`image_loss`.
+    """A method whose generator is kept and learns on. Subclasses define :meth:`image_loss`.
 
-    Each step draws latents anew; the generator is kept, in training mode. Where ``bn_first`` is
-    set, ``self.bn`` watches the teacher's batch statistics, the first layer's distance multiplied
-    by it. The student is in eval mode here; ZSKT's, DFAD's and DFQ's authors leave theirs in
-    training mode. What they call the same batch for the student is a pool of that size here, drawn
-    from with replacement, in 8 bits.
+    It takes ``steps`` steps an episode, in training mode, each on new latents. With ``bn_first``,
+    ``self.bn`` compares the batch statistics, the distance of the first layer multiplied by it. The
+    student is in eval mode; ZSKT's, DFAD's and DFQ's authors leave theirs in training mode. Where
+    they give the student the same batch, here it draws with replacement from a pool of that size,
+    in 8 bits.
     """
 
     Config: type = GenerativeConfig
@@ -87,7 +87,7 @@ class Generative(Method):
         )
 
     def image_loss(self, images: Tensor, student: nn.Module) -> tuple[Tensor, Logs]:
-        """What the generator minimises, for images (B, C, H, W) in [0, 1], and its parts."""
+        """Return the generator's loss for images (B, C, H, W) in [0, 1], and its parts."""
         raise NotImplementedError
 
     def synthesise(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs]:
@@ -101,7 +101,7 @@ class Generative(Method):
                 images, logs = self._step(student)
         self.calls += 1
         if config.fresh:
-            # in the order of one process, of which each of several then keeps its part
+            # put together as one process would draw them; then each process keeps its part
             images = mine(torch.cat([gathered(batch) for batch in self._fresh(config.fresh)]))
         return images.detach(), logs
 
@@ -118,7 +118,7 @@ class Generative(Method):
         return images, logs
 
     def clip(self) -> None:
-        """A hook between gradient and step; most methods leave the gradient as it is."""
+        """Change the gradient before the step; most methods leave it as it is."""
 
     @torch.no_grad()
     def _fresh(self, batches: int) -> Iterator[Tensor]:
@@ -138,20 +138,20 @@ class Generative(Method):
 
 
 def new_generator(problem: Problem, config: GeneratorConfig) -> AttentionGenerator:
-    """A generator of the problem's images, on its device."""
+    """Make a generator of the problem's images, on its device."""
     generator = AttentionGenerator(problem.spec.size, problem.spec.channels, config)
     return synchronise(placed(generator, problem.device))
 
 
 def redraw(generator: AttentionGenerator, problem: Problem, config: GeneratorConfig) -> None:
-    """Draw the weights of a generator anew, as a new one's, running statistics included."""
+    """Draw a generator's weights anew, like a new one's, and reset its running statistics."""
     seed = torch.randint(2**31, (), generator=problem.rng, device=problem.device)
     with seeded(int(seed)):
         generator.load_state_dict(new_generator(problem, config).state_dict())
 
 
 class Best:
-    """Keeps the images of the lowest loss seen: copies, since generators go on changing."""
+    """The images with the lowest loss so far. They are copies, because generators keep changing."""
 
     def __init__(self) -> None:
         self.loss = math.inf
@@ -159,7 +159,7 @@ class Best:
         self.logs: Logs = {}
 
     def see(self, loss: Tensor, images: Tensor, logs: Logs) -> bool:
-        """Whether these are the best so far."""
+        """Keep the images if their loss is the lowest so far, and return whether it is."""
         value = mean(loss.detach()).item()
         better = not self.images.numel() or value < self.loss
         if better:
@@ -168,5 +168,5 @@ class Best:
 
 
 def logged(**parts: Tensor) -> Logs:
-    """Parts of a loss for the history."""
+    """Detach the parts of a loss, for the history."""
     return {name: part.detach() for name, part in parts.items()}
