@@ -18,7 +18,7 @@ from .devices import full
 from .errors import InputError, check_range, choose
 from .kd import jensen_shannon, kl_divergence, l1_logits
 from .networks import batch_norms
-from .parallel import mean, pooled_statistics
+from .parallel import pooled_statistics
 
 
 class _BatchStatistics(torch.autograd.Function):
@@ -156,25 +156,6 @@ def adversarial_loss(
     if agree_only:
         apart = apart * (student_logits.argmax(1) == teacher_logits.argmax(1))
     return -apart.mean()
-
-
-def mean_answer_entropy(logits: Tensor) -> Tensor:
-    """H of the batch's mean answer, in nats: ln K where all classes are named equally often.
-
-    logits (B, K). DAFL and DFQ let it rise, so that a batch has all classes.
-    """
-    p = mean(full(logits).softmax(1).mean(0))
-    p = p.clamp_min(torch.finfo(p.dtype).tiny)  # at 0 the gradient would be infinite
-    return -torch.special.xlogy(p, p).sum()
-
-
-def answer_entropy(logits: Tensor) -> Tensor:
-    """Mean over images of the entropy of the answer, in nats: 0 where the network is sure.
-
-    logits (B, K). DFQ lets it fall.
-    """
-    log_p = full(logits).log_softmax(1)
-    return -(log_p.exp() * log_p).sum(1).mean()
 
 
 def total_variation(images: Tensor) -> Tensor:

@@ -15,13 +15,14 @@ from dfkd_lite.distill import Distillation, DistillConfig, distill, frozen
 from dfkd_lite.errors import InputError
 from dfkd_lite.experiments.file import read_experiment
 from dfkd_lite.generator import GeneratorConfig
-from dfkd_lite.inversion import adversarial_loss, answer_entropy, mean_answer_entropy
+from dfkd_lite.inversion import adversarial_loss
 from dfkd_lite.meta import MetaConfig
 from dfkd_lite.methods import METHODS
 from dfkd_lite.methods.adi import competition_loss
 from dfkd_lite.methods.base import Problem
 from dfkd_lite.methods.contrast import info_nce, local_view
 from dfkd_lite.methods.exchange import FeatureMemory, exchanged
+from dfkd_lite.methods.games import answer_entropy, mean_answer_entropy
 from dfkd_lite.methods.nayer import embedded, standardised
 from dfkd_lite.methods.spaceshipnet import regions
 from dfkd_lite.methods.zskt import attention_distance

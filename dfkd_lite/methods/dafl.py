@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from ..devices import full
 from ..errors import check_range
 from ..generator import GeneratorConfig
-from ..inversion import class_loss, mean_answer_entropy
+from ..inversion import class_loss
 from ..networks import capture
 from .base import About, Logs
-from .generative import DivergenceConfig, Generative, logged, plain_generator
+from .games import DivergenceConfig, Generative, mean_answer_entropy
+from .generative import logged, plain_generator
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..kd import l1_logits
 from .base import About, Logs
-from .generative import Generative, GenerativeConfig, logged
+from .games import Generative, GenerativeConfig
+from .generative import logged
 
 
 @dataclass(frozen=True)

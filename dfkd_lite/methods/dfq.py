@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..errors import check_range
-from ..inversion import adversarial_loss, answer_entropy, mean_answer_entropy
+from ..inversion import adversarial_loss
 from .base import About, Logs
-from .generative import DivergenceConfig, Generative, logged
+from .games import DivergenceConfig, Generative, answer_entropy, mean_answer_entropy
+from .generative import logged
 
 
 @dataclass(frozen=True)

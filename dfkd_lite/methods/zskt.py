@@ -25,7 +25,8 @@ from ..inversion import adversarial_loss
 from ..kd import kl_divergence
 from ..networks import capture
 from .base import About, Logs
-from .generative import DivergenceConfig, Generative, logged, plain_generator
+from .games import DivergenceConfig, Generative
+from .generative import logged, plain_generator
 
 
 @dataclass(frozen=True)
