@@ -30,10 +30,7 @@ def kl_divergence(
     Raises:
         InputError: the shapes differ or are not (B, K), or the temperature is 0 or less.
     """
-    student_logits, teacher_logits = _checked_pair(student_logits, teacher_logits)
-    check_range("temperature", temperature, low=0, above=True)
-    student = F.log_softmax(student_logits / temperature, dim=1)
-    teacher = F.log_softmax(teacher_logits / temperature, dim=1)
+    student, teacher = _log_answers(student_logits, teacher_logits, temperature)
     per_image = _kl(teacher, student) * temperature**2
     return per_image.mean() if reduce else per_image
 
@@ -49,10 +46,7 @@ def jensen_shannon(
     Raises:
         InputError: the shapes differ or are not (B, K), or the temperature is 0 or less.
     """
-    logits_a, logits_b = _checked_pair(logits_a, logits_b)
-    check_range("temperature", temperature, low=0, above=True)
-    log_a = F.log_softmax(logits_a / temperature, dim=1)
-    log_b = F.log_softmax(logits_b / temperature, dim=1)
+    log_a, log_b = _log_answers(logits_a, logits_b, temperature)
     # logarithm of the mean of both distributions; stable, since it adds in the log domain
     log_middle = torch.logaddexp(log_a, log_b) - math.log(2)
     per_image = (_kl(log_a, log_middle) + _kl(log_b, log_middle)) / 2
@@ -96,6 +90,13 @@ def squared_distance(student_logits: Tensor, teacher_logits: Tensor, reduce: boo
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """Return KL(p || q) of each row, from the logarithms of p and q."""
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
+
+
+def _log_answers(a: Tensor, b: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return the logarithms of two softmax outputs at ``temperature``, each (B, K)."""
+    a, b = _checked_pair(a, b)
+    check_range("temperature", temperature, low=0, above=True)
+    return F.log_softmax(a / temperature, dim=1), F.log_softmax(b / temperature, dim=1)
 
 
 def _checked_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
