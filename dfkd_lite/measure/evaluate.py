@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import kd
+from ..cam import upsample
 from ..errors import DivergedError, InputError, check_range
 from ..networks import NetworkSpec, Statistics, evaluating, normalise
 
@@ -229,13 +229,9 @@ def cam_consistency(student_maps: Tensor, teacher_maps: Tensor) -> float:
         )
     if not (student_maps.isfinite().all() and teacher_maps.isfinite().all()):
         raise InputError("The maps hold NaN or infinite values: check the networks' weights.")
-    student = student_maps.detach().double()[:, None]
-    if student.shape[-2:] != teacher_maps.shape[-2:]:
-        size = (teacher_maps.shape[1], teacher_maps.shape[2])
-        student = F.interpolate(student, size, mode="bilinear", align_corners=False)
-    product = _standardise(student.flatten(1)) * _standardise(
-        teacher_maps.detach().double().flatten(1)
-    )
+    student, teacher = student_maps.detach().double(), teacher_maps.detach().double()
+    student = upsample(student, (teacher.shape[1], teacher.shape[2]))
+    product = _standardise(student.flatten(1)) * _standardise(teacher.flatten(1))
     return product.sum(dim=1).mean().item()
 
 
