@@ -139,13 +139,10 @@ class Distillation:
             config.momentum,
             weight_decay=config.weight_decay,
         )
-        self.average = (
-            AveragedModel(
-                self.network, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True
-            )
-            if config.average
-            else None
-        )
+        self.average: AveragedModel | None = None
+        if config.average:
+            moving = get_ema_multi_avg_fn(config.average)
+            self.average = AveragedModel(self.network, multi_avg_fn=moving, use_buffers=True)
         self.episode = 0
         self.history: list[dict[str, float]] = []
         self.resumed_after: list[int] = []  # episodes after which the run was interrupted

@@ -72,8 +72,8 @@ class MsarcLoss:
                 f"MSARC was given {count} stages and {len(self.alphas)} weights alpha; the two "
                 f"networks share {shared} stages: give at most so many, and one alpha for each."
             )
-        self.student_layers = _last(student_layers, count)
-        self.teacher_layers = _last(teacher_layers, count)
+        self.student_layers = replace(student_layers, stages=student_layers.stages[-count:])
+        self.teacher_layers = replace(teacher_layers, stages=teacher_layers.stages[-count:])
 
     def teacher_maps(self, teacher: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return logits and maps of the frozen teacher from one pass, all detached."""
@@ -108,7 +108,3 @@ class MsarcLoss:
             for alpha, s, t in zip(self.alphas, student_maps, teacher_maps, strict=True)
         ]
         return torch.stack(terms).sum()
-
-
-def _last(layers: Layers, count: int) -> Layers:
-    return replace(layers, stages=layers.stages[-count:])
