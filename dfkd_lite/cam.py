@@ -90,7 +90,7 @@ def classifier_weight(model: nn.Module, layers: Layers) -> Tensor:
     """Return the weight (K, P) of the final linear layer; refuse a layer of another kind."""
     linear = dict(model.named_modules()).get(layers.classifier)
     if not isinstance(linear, nn.Linear):
-        raise InputError(f"'{layers.classifier}' is not a linear layer of the network.")
+        raise InputError(f"'{layers.classifier}' is not a linear layer: name the last one.")
     return linear.weight
 
 

@@ -332,7 +332,7 @@ def check_pair(teacher: nn.Module, student: nn.Module, spec: NetworkSpec) -> Non
     for role, network in (("teacher", teacher), ("student", student)):
         first = next(network.parameters(), None)
         if first is None:
-            raise InputError(f"The {role} has no weights.")
+            raise InputError(f"The {role} has no weights: give a network that has some.")
         images = torch.zeros(2, *spec.image_shape, device=first.device)
         logits = answer(network, images, role)
         if not isinstance(logits, Tensor) or logits.shape != (2, spec.classes):

@@ -94,7 +94,7 @@ class BatchNormLoss:
     def loss(self) -> Tensor:
         """Return the sum over the layers for the newest pass, with gradient to the images."""
         if not self._newest:
-            raise InputError("L_BN was asked for before the teacher saw images in this context.")
+            raise InputError("L_BN has seen no images: run the teacher inside this context first.")
         terms = [
             statistics_distance(*self._blended(name), self.layers[name]) for name in self._newest
         ]

@@ -189,7 +189,7 @@ def _layer(name: str, module: nn.Module, sizes: _Sizes) -> LayerBound:
 
 def _normalisation(std: Sequence[float], channels: int) -> LayerBound:
     if len(std) != channels:
-        raise InputError(f"std has {len(std)} numbers for {channels} channels: give one each.")
+        raise InputError(f"std has {len(std)} numbers for {channels} channels: give {channels}.")
     for value in std:
         check_range("std", value, low=0, above=True)
     return LayerBound("normalise", "normalisation", 1 / min(std))

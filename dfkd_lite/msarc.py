@@ -70,7 +70,7 @@ class MsarcLoss:
         if count > shared or len(self.alphas) != count:
             raise InputError(
                 f"MSARC was given {count} stages and {len(self.alphas)} weights alpha; the two "
-                f"networks share {shared} stages: give at most so many, and one alpha for each."
+                f"networks share {shared} stages: give at most that many, and one alpha for each."
             )
         self.student_layers = replace(student_layers, stages=student_layers.stages[-count:])
         self.teacher_layers = replace(teacher_layers, stages=teacher_layers.stages[-count:])

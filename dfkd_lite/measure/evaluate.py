@@ -246,7 +246,7 @@ def _standardise(maps: Tensor) -> Tensor:
 def _check(logits: Tensor, labels: Tensor) -> None:
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or logits.numel() == 0:
         raise InputError(
-            f"Logits (images, classes) and one label an image are needed, not shapes "
+            f"Logits (images, classes) and one label per image are needed, not shapes "
             f"{tuple(logits.shape)} and {tuple(labels.shape)}."
         )
     if not logits.isfinite().all():

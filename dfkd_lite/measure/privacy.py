@@ -49,7 +49,7 @@ def membership_auc(
     check_range("resamples", resamples, 1)
     for group in (member_losses, other_losses):
         if group.ndim != 1 or not len(group) or not group.isfinite().all():
-            raise InputError("Give finite losses, one an image, of both groups.")
+            raise InputError("Give finite losses for both groups, one per image.")
     rng = torch.Generator().manual_seed(seed)
     areas = [
         _area(_resampled(member_losses, rng), _resampled(other_losses, rng))

@@ -98,7 +98,7 @@ class Method:
         if parallel.count() > 1 and not self.splits:
             raise InputError(
                 f"{type(self).__name__} looks at all images of a batch together, so it cannot be "
-                "split over several processes: start it as one."
+                "split over several processes: start a single process."
             )
 
     @classmethod

@@ -28,8 +28,8 @@ class VGG(nn.Module):
         self.fc = nn.Linear(512, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        if min(x.shape[-2:]) < 16:
-            raise InputError(f"VGG-11 halves its input 4 times: 16 px or more, not {x.shape[-1]}.")
+        if (side := min(x.shape[-2:])) < 16:
+            raise InputError(f"VGG-11 halves its input 4 times: give 16 px or more, not {side}.")
         x = self.stage5(self.stage4(self.stage3(self.stage2(self.stage1(x)))))
         return self.fc(self.flatten(self.pool(x)))
 
