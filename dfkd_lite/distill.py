@@ -297,7 +297,8 @@ def distill(
     **options: Any,
 ) -> Result:
     """Distil ``teacher`` into ``student`` without data. ``options`` are fields of
-    :class:`Distillation` and arguments of :meth:`Distillation.run`; the seed is ``config.seed``."""
+    :class:`Distillation`, and ``folder``, ``resume`` and ``progress`` of its ``run``. Seed:
+    ``config.seed``."""
     running = {k: options.pop(k) for k in ("folder", "resume", "progress") if k in options}
     config, method = config or DistillConfig(), method or FsscConfig()
     return Distillation(teacher, student, spec, config, method, **options).run(**running)
@@ -305,7 +306,7 @@ def distill(
 
 def learning_rate(config: DistillConfig, share: float) -> float:
     """Return the student's learning rate after a ``share`` in [0, 1] of its steps: a linear rise
-    over ``lr_warm_up``, then a cosine from ``lr`` to ``lr_final``."""
+    from 1 % over ``lr_warm_up``, then a cosine from ``lr`` to ``lr_final``."""
     if share < config.lr_warm_up:
         return config.lr * max(share / config.lr_warm_up, 0.01)
     share = (share - config.lr_warm_up) / (1 - config.lr_warm_up)

@@ -77,7 +77,7 @@ class ImagePool:
         """Draw ``batch_size`` images with replacement: float32 (B, C, H, W) in [0, 1].
 
         Each image is shifted by up to ``shift`` pixels in each direction (a crop of the image
-        padded by its own mirror image). With ``flip`` half of them are mirrored left to right.
+        padded by its own mirror image). With ``flip`` it is mirrored left to right half the time.
         """
         if not len(self):
             raise InputError("The image pool is empty: synthesise before sampling.")

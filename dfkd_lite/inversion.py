@@ -145,8 +145,8 @@ def adversarial_loss(
 ) -> Tensor:
     """Return -L_KD of Eq. 16 at temperature 1, from logits (B, K): low if they are far apart.
 
-    With ``agree_only`` only images count that both networks put into the same class (FastDFKD's
-    "decision adversarial" form): none are sought across a class border. Mean over all B images.
+    With ``agree_only`` it counts only images that both networks put into the same class (FastDFKD's
+    "decision adversarial" form), so none are sought across a class border. Mean over all B images.
 
     Raises:
         InputError: a ``divergence`` that :data:`DIVERGENCES` does not have.

@@ -236,13 +236,11 @@ def local_lipschitz(model: Network, images: Tensor, iterations: int = 50) -> Ten
         model: images (B, C, H, W) -> (B, ...). A module is put into evaluation mode meanwhile; a
             plain function must not mix the images of a batch.
         images: where to measure, as the network reads them (normalised, or in [0, 1] for a function
-            that normalises). Distances are in the same units, the result has their dtype and
-            device.
+            that normalises). The result has their units, dtype and device.
         iterations: the largest number of steps.
 
     Raises:
-        InputError: there are no images, fewer than 1 iteration, or outputs or slopes that are not
-            finite.
+        InputError: no images, fewer than 1 iteration, or outputs or slopes that are not finite.
     """
     check_range("iterations", iterations, low=1)
     if len(images) == 0:

@@ -57,7 +57,8 @@ class MsarcLoss:
     networks get maps of the same class: the one that the teacher predicts.
 
     Raises:
-        InputError: ``config`` asks for more stages or weights than both networks have.
+        InputError: ``config`` has more stages than both networks share, or another number of
+            alphas.
     """
 
     def __init__(

@@ -32,8 +32,7 @@ class Preset:
     def of_method(self, name: str) -> Preset:
         """Return this preset for another method of ``METHODS``, with its published settings.
 
-        ``lite`` changes some of them for each method (``others``); ``paper`` takes its authors'
-        loop.
+        ``lite`` changes some of them (``others``); ``paper`` also takes the loop of its authors.
         """
         method = METHODS[choose("method", name, METHODS)]
         if type(self.method) is method.Config:
@@ -165,7 +164,7 @@ def preset(name: str) -> Preset:
 
 
 def override(settings: Any, assignments: list[str]) -> Any:
-    """Replace settings (a dataclass, nested or not) by ``name=value`` or ``part.name=value``.
+    """Change settings (a dataclass, nested or not): ``name=value`` or ``part.name=value``.
 
     Values are Python literals; a bare word is a string.
 

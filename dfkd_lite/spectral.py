@@ -37,11 +37,11 @@ def conv_norm(
 ) -> float:
     """Return the operator norm of a zero-padded (strided, grouped, dilated) convolution.
 
-    It is the largest singular value of the huge sparse matrix from an image of ``input_size`` (H,
-    W) to the output, not that of the reshaped kernel. Lanczos' form of the power iteration with A^T
-    A needs no such matrix: it looks for the largest stretch in the space of all iterates, not only
-    at the last one. (A convolution's largest singular values are very close: 300 plain power steps
-    leave an error of about 0.1 %, 100 of these less than a millionth.)
+    It is the largest singular value, bias left out, of the huge sparse matrix from an image of
+    ``input_size`` (H, W) to the output, not that of the reshaped kernel. Lanczos' form of the power
+    iteration with A^T A needs no such matrix: it looks for the largest stretch in the space of all
+    iterates, not only at the last one. (A convolution's largest singular values are very close: 300
+    plain power steps leave an error of about 0.1 %, 100 of these less than a millionth.)
 
     It takes at most ``iterations`` steps, until the residual of the squared norm, relative to it,
     is below ``tol``. A much larger ``tol`` may find the second largest singular value instead.
@@ -80,7 +80,7 @@ def batch_norm_norm(bn: nn.BatchNorm2d | nn.BatchNorm1d) -> float:
 def max_pool_norm(
     pool: nn.MaxPool2d, input_size: tuple[int, int], output_size: tuple[int, int]
 ) -> float:
-    """Return sqrt(m): m, the largest number of windows that share a pixel, is 1 without overlap.
+    """Return sqrt(m); m is the largest number of windows that share a pixel (1: no overlap).
 
     This is exact: the maximum of a window moves no further than the pixel in it that moves most,
     and raising one shared pixel of a black image moves m maxima at once.
@@ -180,7 +180,7 @@ def check_finite_slopes(values: Tensor) -> None:
 
 
 def fixed_directions(rows: int, width: int) -> Tensor:
-    """Draw random directions, the same each time; a regular one might miss the stretch."""
+    """Draw the same random directions each time; a regular one might miss the stretch."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(rows, width, generator=generator, dtype=torch.float64)
 

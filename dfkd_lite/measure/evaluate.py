@@ -73,13 +73,11 @@ def evaluate(
     Returns:
         ``accuracy``, ``macro_f1``, ``auc`` (None where it does not apply), ``ece``, ``confusion``
         (K lists of K counts), ``reliability`` (three lists over 15 bins of confidence: the number
-            of
-        images, their summed confidence, the number that is right). With a teacher also
+        of images, their summed confidence, the number that is right). With a teacher also
         ``agreement``, ``kl_to_teacher`` (temperature 1, nats) and ``mse_to_teacher`` (logits).
 
     Raises:
-        InputError: as in :func:`predict`, or the outputs are not as many as the spec's or the
-            teacher's.
+        InputError: as in :func:`predict`, or the number of outputs is not the spec's or teacher's.
     """
     logits, labels = predict(model, split, spec, batch_size)
     if logits.shape[1] != spec.classes:
@@ -190,8 +188,7 @@ def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def agreement(logits: Tensor, other_logits: Tensor) -> float:
-    """Return the fraction of images (0 to 1) that two networks put into the same class, right or
-    wrong.
+    """Return the fraction of images (0 to 1) that two networks classify alike, right or wrong.
 
     Raises:
         InputError: the shapes differ.
@@ -208,8 +205,7 @@ def cam_consistency(student_maps: Tensor, teacher_maps: Tensor) -> float:
     """Return the Pearson correlation of two networks' class activation maps, averaged over images.
 
     The correlation ignores scale and offset, which may differ between networks. The student's maps
-    are resized bilinearly to the teacher's. A constant map shows no place, so its image counts as
-    0.
+    are resized bilinearly to the teacher's. A constant map shows no place; its image counts 0.
 
     Args:
         student_maps: (B, h, w) floats.

@@ -1,7 +1,7 @@
 """Compare synthetic images with real ones: how like them they are, how many kinds they cover.
 
-This needs real images, so it is for those who compare methods. Who has only a teacher uses
-``signs``. Images are compared by the teacher's features.
+This needs real images, so it is for those who compare methods. With only a teacher, use ``signs``.
+Images are compared by the teacher's features.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ def fidelity(real: Tensor, made: Tensor, neighbours: int = NEIGHBOURS) -> dict[s
         ``precision``: made points in any real ball; ``recall``: real points in any made ball (both
         Kynkaanniemi et al. 2019); ``density``: the mean number of real balls around a made point,
         divided by ``neighbours``, which can exceed 1; ``coverage``: real balls that hold a made
-            point
-        (both Naeem et al. 2020).
+        point (both Naeem et al. 2020).
 
     Raises:
         InputError: a kind has no more points than ``neighbours``, or the features do not fit.

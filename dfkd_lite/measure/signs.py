@@ -39,8 +39,7 @@ def data_free_signs(
 
     Returns:
         ``agreement`` of student and teacher in [0, 1]; ``kl`` of teacher to student at temperature
-            1
-        (nats); ``confidence``, the mean of the teacher's largest probability;
+        1 (nats); ``confidence``, the mean of the teacher's largest probability;
         ``effective_classes`` of the teacher; ``diversity`` of the images.
     """
     with evaluating(teacher), evaluating(student):

@@ -8,7 +8,7 @@ teacher (Jensen-Shannon divergence at temperature 3, on clamped probabilities). 
 images are copies: in some code they are a reference to the changing pixels, so the best is always
 the last. At the end pixels are cut to [0, 1]. Smoothness is the book's sum of squared differences;
 the public code takes norms of the whole batch's differences in four directions, so its weight
-differs a little.
+differs.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class Problem:
     def labels(self, count: int) -> Tensor:
         """Draw ``count`` labels (B,), int64, in random order; class counts differ by at most one.
 
-        As of everything that a method draws, each of several processes gets its own part.
+        With several processes each gets its own part, as of everything that a method draws.
         """
         most = max(count, self.spec.classes)
         order = torch.randperm(most, generator=self.rng, device=self.device)[:count]
@@ -71,7 +71,7 @@ class Problem:
 
     def augmented(self, images: Tensor, shift: int, flip: bool) -> Tensor:
         """Shift images (B, C, H, W) by up to ``shift`` whole pixels, with mirrored borders. With
-        ``flip`` mirror half of them left to right. The result has gradient to the images."""
+        ``flip`` mirror each with probability 1/2. The result has gradient to the images."""
         if not shift and not flip:
             return images
         batch, (height, width) = parallel.count() * len(images), images.shape[2:]
@@ -110,7 +110,7 @@ class Method:
         """Make new images (B, C, H, W) in [0, 1], and return them with the losses behind them.
 
         ``student`` is frozen and in eval mode. During ``warm_up`` it has not learnt anything yet,
-        so a method leaves out its adversarial terms. ZSKT, DFAD and DFQ have no warm-up.
+        so a method leaves out its adversarial terms. ZSKT, DFAD and DFQ ignore it.
         """
         raise NotImplementedError
 
@@ -134,7 +134,8 @@ class Method:
 
 
 class SpatialMethod(Method):
-    """A method whose student learns where the teacher looks, by ``beta`` and ``msarc``."""
+    """A method whose student also learns where the teacher looks. Its ``Config`` has ``beta`` and
+    ``msarc``."""
 
     def __init__(self, problem: Problem, config: Any) -> None:
         super().__init__(problem, config)

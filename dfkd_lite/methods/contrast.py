@@ -32,7 +32,7 @@ class Contrast:
         self.newest = self.bank  # the pairs of the images that the loss saw last
 
     def global_view(self, images: Tensor) -> Tensor:
-        """Shift each image by up to ``shift`` pixels, and with ``flip`` mirror half of them."""
+        """Shift each image by up to ``shift`` pixels, and with ``flip`` mirror it half the time."""
         return self.problem.augmented(images, self.config.shift, self.config.flip)
 
     def loss(self, images: Tensor, whole: list[Tensor] | None = None) -> Tensor:
@@ -99,7 +99,7 @@ def batch_norm_inputs(model: nn.Module) -> Iterator[list[Tensor]]:
 
 def local_view(images: Tensor, rng: torch.Generator, flip: bool) -> Tensor:
     """Cut a random square of 1/4 to all of each image's area, enlarge it, and with ``flip`` mirror
-    half of them; with gradient to the images (B, C, H, W)."""
+    it half the time; with gradient to the images (B, C, H, W)."""
 
     def uniform(low: Tensor | float, high: Tensor | float) -> Tensor:
         drawn = torch.rand(len(images), generator=rng, device=images.device)

@@ -62,10 +62,10 @@ class Generative(Method):
     """A method whose generator is kept and learns on. Subclasses define :meth:`image_loss`.
 
     It takes ``steps`` steps an episode, in training mode, each on new latents. With ``bn_first``,
-    ``self.bn`` compares the batch statistics, the distance of the first layer multiplied by it. The
-    student is in eval mode; ZSKT's, DFAD's and DFQ's authors leave theirs in training mode. Where
-    they give the student the same batch, here it draws with replacement from a pool of that size,
-    in 8 bits.
+    ``self.bn`` compares the batch statistics, and multiplies the distance of the first layer by it.
+    The student is in eval mode; ZSKT's, DFAD's and DFQ's authors leave theirs in training mode.
+    Where they give the student the same batch, here it draws with replacement from a pool of that
+    size, in 8 bits.
     """
 
     Config: type = GenerativeConfig
@@ -134,9 +134,9 @@ class Generative(Method):
 
 
 def mean_answer_entropy(logits: Tensor) -> Tensor:
-    """H of the batch's mean answer, in nats: ln K where all classes are named equally often.
+    """Return the entropy of the batch's mean answer in nats: ln K if it names all classes alike.
 
-    logits (B, K). DAFL and DFQ let it rise, so that a batch has all classes.
+    The logits are (B, K). DAFL and DFQ let it rise, so that a batch has all classes.
     """
     p = mean(full(logits).softmax(1).mean(0))
     p = p.clamp_min(torch.finfo(p.dtype).tiny)  # at 0 the gradient would be infinite
@@ -144,9 +144,9 @@ def mean_answer_entropy(logits: Tensor) -> Tensor:
 
 
 def answer_entropy(logits: Tensor) -> Tensor:
-    """Mean over images of the entropy of the answer, in nats: 0 where the network is sure.
+    """Return the entropy of each answer, averaged over the images, in nats: 0 if all are sure.
 
-    logits (B, K). DFQ lets it fall.
+    The logits are (B, K). DFQ lets it fall.
     """
     log_p = full(logits).log_softmax(1)
     return -(log_p.exp() * log_p).sum(1).mean()

@@ -6,8 +6,7 @@ exchange of feature channels (``exchange``) from SpaceshipNet, other measures of
 (``divergence``) from ADI and DFAD. With its default settings, a mix is FSSC to the last bit.
 
 The exchange is adapted to a generator that goes on learning, and to an image pool: after each task
-it remembers the generator's maps of the adapted latents, and the pool gets as many mixtures as new
-images.
+it remembers the generator's maps of the adapted latents, and the pool gets a mixture per new image.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ def find_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> Layers:
 
     The function runs the network on blank images of shape ``image_shape`` (C, H, W) and looks only
     at what runs, so it reads our networks, torchvision's, timm's and your own alike. For each
-    resolution it takes the outermost module whose output has this resolution; of several, the last.
-    It skips pooling layers, and 1x1 maps if there are larger ones.
+    resolution it takes the outermost module whose output has this resolution; if there are several,
+    the last. It skips pooling layers, and 1x1 maps if there are larger ones.
 
     Raises:
         InputError: the network cannot read the images, or has no feature maps or no linear layer;
@@ -106,8 +106,8 @@ def _reads_averages(model: nn.Module, layers: Layers, image_shape: tuple[int, in
 def capture(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Collect the outputs of the named modules: ``with capture(model, names) as features``.
 
-    ``features[name]`` is the newest output of that module (B, C, H, W), with its gradient. The
-    hooks are removed when the block ends, also after an error.
+    ``features[name]`` is the newest output of that module (B, C, H, W), still part of the graph.
+    The hooks are removed when the block ends, also after an error.
 
     Raises:
         InputError: the model has no module of that name; the message offers the nearest name.
@@ -139,7 +139,7 @@ def evaluating(model: Network) -> Iterator[Network]:
 
 
 def batch_norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
-    """Return the batch-norm layers that keep running statistics, by name, as defined in order."""
+    """Return by name the batch-norm layers with running statistics, in order of definition."""
     return {
         name: module
         for name, module in model.named_modules()
