@@ -20,7 +20,7 @@ class AttentionConfig:
     """Settings of the attention. Where the paper is silent, options are the readings it allows."""
 
     lam: float = 0.03  # lambda of Eq. 6; Table 1
-    softmax: str = "spatial"  # or "channel": Eq. 6 names no axis; "spatial": all share a map
+    softmax: str = "spatial"  # or "channel": Eq. 6 names no axis; "spatial" gives one map
     rescale: bool = False  # True: the softmax times its length, so that its mean is 1 (ours)
 
     def __post_init__(self) -> None:

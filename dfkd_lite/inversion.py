@@ -47,7 +47,7 @@ def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def statistics_distance(mean: Tensor, variance: Tensor, bn: nn.BatchNorm2d) -> Tensor:
     """Return one layer's part of L_BN: the L2 norms of the differences, not squared, added."""
-    assert bn.running_mean is not None and bn.running_var is not None  # see batch_norms
+    assert bn.running_mean is not None and bn.running_var is not None  # by batch_norms
     return torch.dist(bn.running_var, variance) + torch.dist(bn.running_mean, mean)
 
 

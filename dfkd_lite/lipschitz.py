@@ -153,7 +153,7 @@ def _factors(steps: list[_Step], sizes: _Sizes) -> list[LayerBound]:
         following = queue[0][1] if queue and isinstance(queue[0], tuple) else None
         if isinstance(module, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
             queue.pop(0)
-            batch_norm_norm(following)  # for its checks
+            batch_norm_norm(following)  # called only for its checks
             norm = conv_norm(fuse_conv_bn_eval(module, following), sizes[module][0])
             factors.append(LayerBound(name, "convolution + batch-norm", norm))
         else:

@@ -34,7 +34,7 @@ class CmiConfig:
     steps: int = 200  # of a generator, which is then thrown away
     lr: float = 1e-3  # of generator, latents and head: Adam
     bn_weight: float = 1.0
-    class_weight: float = 1.0  # 0.5 where there is such a pool
+    class_weight: float = 1.0  # 0.5 with a pool of earlier inversions
     adversarial_weight: float = 0.5  # counted where both networks agree
     contrast_weight: float = 0.8
     contrast_temperature: float = 0.1

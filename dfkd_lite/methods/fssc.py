@@ -67,7 +67,7 @@ class Fssc(SpatialMethod):
 
     @classmethod
     def evaluations(cls, config: Any, loop: Any) -> int:
-        after = config.meta.kind in ("maml", "first-order")  # one more after the steps
+        after = config.meta.kind in ("maml", "first-order")  # once more after the steps
         passes = config.meta.steps + after
         return loop.episodes * passes * config.synthesis_batch
 
