@@ -211,7 +211,7 @@ def _converted(name: str, old: Any, value: Any) -> Any:
     if isinstance(old, bool) or isinstance(value, bool):
         fits = isinstance(old, bool | None) and isinstance(value, bool)
     elif isinstance(old, float):
-        fits, value = isinstance(value, int | float), value
+        fits = isinstance(value, int | float)
     elif dataclasses.is_dataclass(old):
         fits = value is None and name == "attention"  # the one part that may be left out
     else:
