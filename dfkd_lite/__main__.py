@@ -1,4 +1,4 @@
-"""``python -m dfkd_lite`` is the command ``dfkd``."""
+"""Run ``python -m dfkd_lite``, the same as the command ``dfkd``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The error bound in numbers: both sides of Eqs. 18 to 22 for two networks and two generators.
+"""Both sides of Eqs. 18 to 22, the error bound, for two networks and two generators.
 
 Built in chapter 9.
 """
@@ -18,10 +18,10 @@ from .spectral import Network
 
 @dataclass(frozen=True)
 class BoundTerms:
-    """Both sides of Eqs. 21 and 22 on a sample of z; ``C`` and ``delta`` are sampled maxima.
+    """Both sides of Eqs. 21 and 22 on a sample of z; ``C`` and ``delta`` are maxima over it.
 
-    ``lhs`` (B,) is ||S(G(z)) - T(G(z))|| for each z, ``rhs`` what Eq. 21 says it cannot exceed;
-    ``lkd`` is the estimate of Eq. 18 and ``lkd_bound`` what Eq. 22 says it cannot exceed.
+    ``lhs`` (B,) is ||S(G(z)) - T(G(z))|| for each z, and ``rhs`` its upper bound by Eq. 21. ``lkd``
+    is the estimate of Eq. 18, and ``lkd_bound`` its upper bound by Eq. 22.
     """
 
     C: float
@@ -33,18 +33,13 @@ class BoundTerms:
 
 
 def generator_distance(generator: Network, generator_star: Network, z: Tensor) -> float:
-    """The largest ||G(z) - G*(z)|| among the z given: a sampled delta(G, G*) of Eq. 19.
+    """Return the largest ||G(z) - G*(z)|| over z (B, ...): a sampled delta(G, G*) of Eq. 19.
 
-    The supremum over all z can only be larger. Modules are put in evaluation mode meanwhile: in
-    training mode batch-norm makes an image depend on the other z of the batch.
-
-    Args:
-        generator: z (B, ...) -> images (B, C, H, W).
-        generator_star: the same for G*.
-        z: at least one.
+    The supremum over all z can only be larger. Modules run in evaluation mode: in training mode,
+    batch-norm would make an image depend on the other z of the batch.
 
     Raises:
-        InputError: no z; images of different shapes.
+        InputError: there is no z, or the images (B, C, H, W) have different shapes.
     """
     return _image_distance(_run(generator, z), _run(generator_star, z))
 
@@ -58,24 +53,21 @@ def bound_terms(
     lipschitz_student: float,
     lipschitz_teacher: float,
 ) -> BoundTerms:
-    """Both sides of Eqs. 21 and 22 for a student, a teacher and two generators.
+    """Return both sides of Eqs. 21 and 22 for a student, a teacher and two generators.
 
-    With true Lipschitz constants (or upper bounds) the inequalities hold on every sample, since C
-    and delta are the maxima over the same z. With sampled lower bounds they may fail.
+    With true Lipschitz constants (or upper bounds) the inequalities hold on every sample, because C
+    and delta are maxima over the same z. With sampled lower bounds they may fail.
 
     Args:
-        student: images (B, C, H, W) as the generators make them -> logits (B, K); a function that
-            normalises itself where the generators make pixels in [0, 1].
-        teacher: the same for T.
-        generator: z (B, ...) -> images.
-        generator_star: the same for G*, the generator to compare with.
+        student, teacher: images (B, C, H, W) as the generators make them -> logits (B, K). For
+            pixels in [0, 1] give functions that normalise.
+        generator, generator_star: z (B, ...) -> images; G*, the second, is compared with G.
         z: at least one, drawn from rho.
-        lipschitz_student: of S as given here, 0 or more (with its normalisation:
-            ``network_bound(..., std=...)``).
-        lipschitz_teacher: the same for T.
+        lipschitz_student, lipschitz_teacher: the constants of S and T as given here, 0 or more;
+            with normalisation, ``network_bound(..., std=...)``.
 
     Raises:
-        InputError: no z; outputs of different shapes; a negative Lipschitz constant.
+        InputError: there is no z, outputs have different shapes, or a constant is negative.
     """
     check_range("lipschitz_student", lipschitz_student, low=0)
     check_range("lipschitz_teacher", lipschitz_teacher, low=0)

@@ -1,4 +1,4 @@
-"""Class activation maps: where a network looks (Eqs. 10 to 14). Differentiable throughout.
+"""Class activation maps, which show where a network looks (Eqs. 10 to 14); all are differentiable.
 
 Built in chapter 6.
 """
@@ -19,9 +19,9 @@ from .networks import Layers, capture, evaluating
 
 @dataclass(frozen=True)
 class CamConfig:
-    """How the maps are made where Eq. 10 does not apply: at all stages but the last."""
+    """Settings of the maps of all stages where Eq. 10 does not apply: all but the last."""
 
-    weights: str = "gradient"  # mean gradient: Grad-CAM proper; "gradient-x-activation": Eq. 13
+    weights: str = "gradient"  # the mean gradient, as in Grad-CAM; "gradient-x-activation": Eq. 13
     relu: bool = True  # Eq. 14 has a ReLU, Eq. 11 has none
 
     def __post_init__(self) -> None:
@@ -29,7 +29,7 @@ class CamConfig:
 
 
 def cam(features: Tensor, classifier_weight: Tensor, classes: Tensor) -> Tensor:
-    """Eq. 10 (Zhou et al. 2016): sum_p w_p^c f_p, for features that are pooled and classified.
+    """Return the maps of Eq. 10 (Zhou et al. 2016), sum_p w_p^c f_p, for features that are pooled.
 
     features (B, P, H, W), classifier_weight (K, P), classes (B,) int64 -> maps (B, H, W).
     """
@@ -37,9 +37,9 @@ def cam(features: Tensor, classifier_weight: Tensor, classes: Tensor) -> Tensor:
 
 
 def channel_weights(features: Tensor, gradients: Tensor, kind: str = "gradient") -> Tensor:
-    """alpha_p^c, both (B, P, H, W) -> (B, P): means over positions.
+    """Return the channels' weights alpha_p^c (B, P), means over positions, from two (B, P, H, W).
 
-    ``gradient`` averages d y^c / d f (Selvaraju et al. 2017, Eq. 12);
+    ``gradient`` averages the gradient d y^c / d f (Selvaraju et al. 2017, Eq. 12).
     ``gradient-x-activation`` averages the gradient times the activation (Eq. 13 as printed).
     """
     if kind == "gradient-x-activation":
@@ -48,7 +48,7 @@ def channel_weights(features: Tensor, gradients: Tensor, kind: str = "gradient")
 
 
 def weighted_map(features: Tensor, weights: Tensor, relu: bool = True) -> Tensor:
-    """Eq. 14 (Eq. 11 with ``relu=False``): (B, P, H, W) and (B, P) -> maps (B, H, W)."""
+    """Return Eq. 14 (Eq. 11 with ``relu=False``): (B, P, H, W) and (B, P) -> maps (B, H, W)."""
     maps = torch.einsum("bp,bphw->bhw", weights, features)
     return maps.relu() if relu else maps
 
@@ -62,11 +62,11 @@ def stage_maps(
     config: CamConfig | None = None,
     second_order: bool = False,
 ) -> list[Tensor]:
-    """One map (B, H_l, W_l) for each stage of ``layers``, from one captured forward pass.
+    """Make one map (B, H_l, W_l) for each stage of ``layers``, from one captured forward pass.
 
-    The last stage gets Eq. 10 where it holds (``layers.averaged``); all others get Grad-CAM of the
-    logit of ``classes``. With ``second_order`` the weights (alpha and w) carry
-    gradient; without it they are constants, and only the features do.
+    If ``layers.averaged``, the last stage gets Eq. 10. All other stages get Grad-CAM of the logits
+    (B, K) of ``classes`` (B,). With ``second_order`` the weights (alpha and w) carry gradient;
+    without, they are constants, and only the features carry it.
     """
     config = config or CamConfig()
     last = layers.stages[-1]
@@ -87,19 +87,18 @@ def stage_maps(
 
 
 def classifier_weight(model: nn.Module, layers: Layers) -> Tensor:
-    """The weight (K, P) of the final linear layer."""
+    """Return the weight (K, P) of the final linear layer; refuse a layer of another kind."""
     linear = dict(model.named_modules()).get(layers.classifier)
     if not isinstance(linear, nn.Linear):
-        raise InputError(f"'{layers.classifier}' is not a linear layer of the network.")
+        raise InputError(f"'{layers.classifier}' is not a linear layer: name the last one.")
     return linear.weight
 
 
 @contextmanager
 def graded_capture(model: nn.Module, layers: Layers) -> Iterator[dict[str, Tensor]]:
-    """``capture`` for a frozen network: gradients start at the first stage, not at the image.
+    """Capture the stages of a frozen network, with gradients that start at the first stage.
 
-    Nothing before the first stage is put in the graph, so that Grad-CAM of a frozen teacher costs
-    no backward pass through it.
+    What comes before the first stage is not in the graph, so Grad-CAM has no backward pass there.
     """
 
     def start(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
@@ -107,12 +106,8 @@ def graded_capture(model: nn.Module, layers: Layers) -> Iterator[dict[str, Tenso
 
     modules = dict(model.named_modules())
     first = modules[choose("module", layers.stages[0], modules)]
-    handle = first.register_forward_hook(start)
-    try:
-        with capture(model, layers.stages) as features:
-            yield features
-    finally:
-        handle.remove()
+    with first.register_forward_hook(start), capture(model, layers.stages) as features:
+        yield features
 
 
 def explain(
@@ -122,10 +117,10 @@ def explain(
     classes: Tensor | None = None,
     config: CamConfig | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Logits (B, K) and each stage's maps (B, H_l, W_l) for *normalised* images (B, C, H, W).
+    """Return logits (B, K) and the stages' maps (B, H_l, W_l) of *normalised* images (B, C, H, W).
 
-    ``classes`` (B,) defaults to the predicted ones. The model is evaluated in eval mode; the
-    results are detached and no gradient is left behind.
+    ``classes`` (B,), int64, are the predicted ones by default. The model runs in evaluation mode.
+    The results are detached, and no gradient stays behind.
     """
     with evaluating(model), torch.enable_grad(), graded_capture(model, layers) as features:
         logits = model(images)
@@ -135,7 +130,7 @@ def explain(
 
 
 def upsample(maps: Tensor, size: int | tuple[int, int]) -> Tensor:
-    """Maps (B, h, w) resized bilinearly to ``size``: for overlays, and to compare two networks."""
+    """Resize maps (B, h, w) to ``size`` bilinearly: for overlays, and to compare two networks."""
     size = (size, size) if isinstance(size, int) else size
     if maps.shape[-2:] == size:
         return maps

@@ -1,4 +1,4 @@
-"""The one loop of every method: synthesise -> pool -> transfer -> evaluate. It knows no method.
+"""The loop that all methods share: synthesise -> pool -> transfer -> evaluate. It knows no method.
 
 Built in chapter 8.
 """
@@ -24,6 +24,7 @@ from .errors import DivergedError, InputError, check_range, choose
 from .image_pool import ImagePool
 from .methods import FsscConfig, Problem, create
 from .networks import Layers, NetworkSpec, build, evaluating, find_layers
+from .networks.layers import answer
 from .storage.checkpoint import open_run, save_checkpoint
 from .storage.weights import check_finite, fingerprint
 
@@ -32,7 +33,7 @@ Measure = Callable[[nn.Module], dict[str, float]]
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """The loop's settings, shared by all methods. Defaults: FastDFKD's budget for CIFAR."""
+    """Settings of the loop, the same for all methods. Defaults: FastDFKD's budget for CIFAR."""
 
     episodes: int = 220  # FastDFKD
     warm_up: int = 20  # episodes that only fill the pool: FastDFKD
@@ -40,7 +41,7 @@ class DistillConfig:
     batch_size: int = 128  # Table 1
     lr: float = 0.2  # SGD: FastDFKD
     lr_final: float = 2e-4  # end of the cosine: FastDFKD
-    lr_warm_up: float = 0.0  # part of the student's steps in which lr rises linearly
+    lr_warm_up: float = 0.0  # share of the student's steps in which lr rises linearly
     momentum: float = 0.9  # Table 1
     weight_decay: float = 1e-4  # Table 1
     average: float = 0.0  # decay of a moving average of the student's weights; 0: none
@@ -49,7 +50,7 @@ class DistillConfig:
     flip: bool = True  # random mirroring of the student's batches: FastDFKD
     measure_every: int = 10  # episodes between two measurements of the student
     checkpoint_every: int = 10  # episodes between two checkpoints, where a folder is given
-    precision: str = "float32"  # "bfloat16": what the networks compute in while they learn
+    precision: str = "float32"  # or "bfloat16": the number format of the networks while they learn
     seed: int = 0  # of the whole run
 
     def __post_init__(self) -> None:
@@ -69,14 +70,14 @@ class DistillConfig:
 
     @property
     def all_student_steps(self) -> int:
-        """Of the whole run: there are none during the warm-up."""
+        """The number of student steps in the whole run; the warm-up has none."""
         return (self.episodes - self.warm_up) * self.student_steps
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves: ``student`` (averaged, if asked for) in eval mode, the method's networks,
-    the pool, and ``history``, one row an episode."""
+    """The result of a run: the student (averaged, if asked for) in eval mode, the method's
+    networks, the image pool, and ``history``, with one row per episode."""
 
     student: nn.Module
     modules: dict[str, nn.Module]
@@ -86,13 +87,13 @@ class Result:
 
 @dataclass
 class Distillation:
-    """One run. ``student`` is a network's name, or a module that is trained in place.
+    """One run of the loop. ``student`` is a network's name, or a module, which is trained in place.
 
-    ``spec`` says what the teacher reads. ``method`` is given as the settings of one of ``methods``;
-    afterwards it is the running method, which has them as ``method.config``.
-    ``measure`` is called now and then with the student in eval mode; what it returns goes into the
-    history and nowhere else: no real image and no test result reaches the run. Layers are found
-    where they are not given.
+    ``spec`` describes what the teacher reads. Give ``method`` as the settings of one of
+    ``methods``; afterwards it is the running method, and ``method.config`` its settings.
+    ``measure`` gets the student in eval mode every ``measure_every`` episodes and after the last.
+    Its results only go into the history: no real image and no test result reaches the run. Layers
+    that are not given are found.
 
     Raises:
         InputError: teacher, student and spec do not fit each other, or the teacher is broken.
@@ -138,16 +139,13 @@ class Distillation:
             config.momentum,
             weight_decay=config.weight_decay,
         )
-        self.average = (
-            AveragedModel(
-                self.network, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True
-            )
-            if config.average
-            else None
-        )
+        self.average: AveragedModel | None = None
+        if config.average:
+            moving = get_ema_multi_avg_fn(config.average)
+            self.average = AveragedModel(self.network, multi_avg_fn=moving, use_buffers=True)
         self.episode = 0
         self.history: list[dict[str, float]] = []
-        self.resumed_after: list[int] = []  # episodes after which the run was cut off
+        self.resumed_after: list[int] = []  # episodes after which the run was interrupted
 
     def run(
         self,
@@ -156,12 +154,12 @@ class Distillation:
         progress: bool = True,
         watch: Callable[[Distillation, dict[str, float]], None] | None = None,
     ) -> Result:
-        """Run what is left of the episodes.
+        """Run the remaining episodes.
 
-        With ``folder``, checkpoints are written there, each whole or not at all; after Ctrl-C or a
-        crash, ``resume=True`` continues from the newest, as if nothing had happened. A folder that
-        already holds a checkpoint is refused without ``resume``. ``watch`` is called after each
-        episode with this object and the episode's row of the history.
+        With ``folder``, checkpoints are written there, each whole or not at all. After Ctrl-C or a
+        crash, ``resume=True`` continues from the newest, as if nothing had happened; without it, a
+        folder with a checkpoint is refused. ``watch`` is called after each episode with this object
+        and its new row of the history. A loss that is not finite raises ``DivergedError``.
         """
         if folder is not None:
             self._open(Path(folder), resume)
@@ -183,7 +181,7 @@ class Distillation:
         return Result(self.evaluated_student.eval(), modules, self.pool, self.history)
 
     def step(self) -> dict[str, float]:
-        """One episode: synthesise, keep, and (after the warm-up) teach the student."""
+        """Run one episode: synthesise, store and, after the warm-up, teach the student."""
         start = time.perf_counter()
         warm_up = self.episode < self.config.warm_up
         logs: dict[str, list[Tensor]] = defaultdict(list)
@@ -213,11 +211,11 @@ class Distillation:
 
     @property
     def evaluated_student(self) -> nn.Module:
-        """The averaged student where averaging is on, else the student itself."""
+        """The averaged student if averaging is on, else the student itself."""
         return self.network if self.average is None else self.average.module
 
     def _transfer(self, number: int) -> dict[str, Tensor]:
-        """One step of the student on a batch from the pool."""
+        """Take one step of the student on a batch from the pool."""
         config = self.config
         done = (self.episode - config.warm_up) * config.student_steps + number
         share = done / config.all_student_steps
@@ -284,7 +282,7 @@ class Distillation:
         self.resumed_after = [*found.state["resumed_after"], found.step]
 
     def _identity(self) -> str:
-        """What a checkpoint must have in common with this run: all that its end depends on."""
+        """Describe all that the end of this run depends on; a checkpoint must have the same."""
         student = {name: tuple(p.shape) for name, p in self.network.state_dict().items()}
         parts = self.spec, self.config, self.method.config, self.teacher_checksum, student
         return " | ".join(map(str, parts))
@@ -298,16 +296,17 @@ def distill(
     method: Any = None,
     **options: Any,
 ) -> Result:
-    """Distil ``teacher`` into ``student`` without data. Options as :class:`Distillation`'s fields
-    and :meth:`Distillation.run`'s arguments; the seed is ``config.seed``."""
+    """Distil ``teacher`` into ``student`` without data. ``options`` are fields of
+    :class:`Distillation`, and ``folder``, ``resume`` and ``progress`` of its ``run``. Seed:
+    ``config.seed``."""
     running = {k: options.pop(k) for k in ("folder", "resume", "progress") if k in options}
     config, method = config or DistillConfig(), method or FsscConfig()
     return Distillation(teacher, student, spec, config, method, **options).run(**running)
 
 
 def learning_rate(config: DistillConfig, share: float) -> float:
-    """The student's learning rate after a ``share`` in [0, 1] of its steps: a linear rise over
-    ``lr_warm_up``, then a cosine from ``lr`` to ``lr_final``."""
+    """Return the student's learning rate after a ``share`` in [0, 1] of its steps: a linear rise
+    from 1 % over ``lr_warm_up``, then a cosine from ``lr`` to ``lr_final``."""
     if share < config.lr_warm_up:
         return config.lr * max(share / config.lr_warm_up, 0.01)
     share = (share - config.lr_warm_up) / (1 - config.lr_warm_up)
@@ -317,7 +316,7 @@ def learning_rate(config: DistillConfig, share: float) -> float:
 
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients to the weights for the block; both put back after it."""
+    """Set eval mode and stop gradients to the weights for the block; restore both after it."""
     wanted = [p for p in network.parameters() if p.requires_grad]
     with evaluating(network):
         for parameter in wanted:
@@ -329,22 +328,17 @@ def frozen(network: nn.Module) -> Iterator[None]:
                 parameter.requires_grad_(True)
 
 
-@torch.no_grad()
 def check_pair(teacher: nn.Module, student: nn.Module, spec: NetworkSpec) -> None:
-    """Refuse a pair that does not read ``spec``'s images or does not answer with its classes."""
+    """Refuse networks that do not read the images of ``spec`` or answer with other classes."""
     for role, network in (("teacher", teacher), ("student", student)):
         first = next(network.parameters(), None)
         if first is None:
-            raise InputError(f"The {role} has no weights.")
-        image = torch.zeros(2, *spec.image_shape, device=first.device)
-        shape = "x".join(map(str, spec.image_shape))
-        with evaluating(network):
-            try:
-                logits = network(image)
-            except (RuntimeError, ValueError) as error:
-                raise InputError(f"The {role} cannot read {shape} images: {error}") from error
+            raise InputError(f"The {role} has no weights: give a network that has some.")
+        images = torch.zeros(2, *spec.image_shape, device=first.device)
+        logits = answer(network, images, role)
         if not isinstance(logits, Tensor) or logits.shape != (2, spec.classes):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            shape = "x".join(map(str, spec.image_shape))
             raise InputError(
                 f"The {role} answers two {shape} images with {got}, not (2, {spec.classes}) "
                 f"logits: teacher, student and data must have the same {spec.classes} classes."

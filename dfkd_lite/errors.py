@@ -1,4 +1,4 @@
-"""Refusing bad input: one exception, and the few checks that every room uses."""
+"""Refuse bad input: one exception, and the few checks that all modules use."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Input that cannot be used. Its message says what was wrong and what to do instead."""
+    """An input that cannot be used. The message says what was wrong and what to do instead."""
 
 
 class DivergedError(InputError):
-    """A loss, a weight or an answer is not a finite number: a run cannot go on, and that is its
-    result."""
+    """A loss, weight or output that is not finite: the run ends, and this is its result."""
 
 
 def choose(kind: str, name: str, options: Iterable[str]) -> str:
     """Return ``name`` if it is one of ``options``, else refuse it and offer the nearest name.
 
     Raises:
-        InputError: ``name`` is not among ``options``.
+        InputError: ``name`` is not one of ``options``.
     """
     known = list(options)
     if name in known:

@@ -1,4 +1,4 @@
-"""The generator of the method: a DCGAN whose blocks attend to space (Eqs. 3 to 6).
+"""The generator of the method: a DCGAN with spatial attention in each block (Eqs. 3 to 6).
 
 Built in chapter 4.
 """
@@ -17,10 +17,10 @@ from .errors import InputError, check_range, choose
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """How a block attends. Where the paper is silent, the options are the readings it allows."""
+    """Settings of the attention. Where the paper is silent, options are the readings it allows."""
 
     lam: float = 0.03  # lambda of Eq. 6; Table 1
-    softmax: str = "spatial"  # or "channel": Eq. 6 names no axis; "spatial": one map for all
+    softmax: str = "spatial"  # or "channel": Eq. 6 names no axis; "spatial" gives one map
     rescale: bool = False  # True: the softmax times its length, so that its mean is 1 (ours)
 
     def __post_init__(self) -> None:
@@ -30,10 +30,10 @@ class AttentionConfig:
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """The shape of the generator. ``attention=None`` is the plain DCGAN of Table 5."""
+    """Settings of the generator. ``attention=None`` gives the plain DCGAN of Table 5."""
 
     z_dim: int = 256  # length of z: FastDFKD, CMI
-    width: int = 64  # channels of the last block, twice as many before it: FastDFKD, CMI
+    width: int = 64  # channels of the last block; the others have twice as many: FastDFKD, CMI
     # None: no attention module
     attention: AttentionConfig | None = field(default_factory=AttentionConfig)  # Eqs. 4 to 6
     upsample: str = "nearest"  # nearest + 3x3 convolution as in FastDFKD, or "transposed"
@@ -46,10 +46,10 @@ class GeneratorConfig:
 
 
 class SpatialAttention(nn.Module):
-    """Eqs. 4 to 6: features F (B, C, H, W) -> lam * softmax(A_s) * F + F, same shape.
+    """Eqs. 4 to 6: features F (B, C, H, W) -> lam * softmax(A_s) * F + F, of the same shape.
 
-    ``lam`` may be set at any time. At ``lam = 0`` the features come back untouched. Max-unpooling
-    puts each value back where the pooling found it, odd sizes included. H and W are at least 2.
+    ``lam`` can be changed at any time; at 0 the features come back unchanged. Max-unpooling puts
+    each value back where the pooling found it, also for odd sizes. H and W must be at least 2.
     """
 
     def __init__(self, channels: int, config: AttentionConfig | None = None) -> None:
@@ -74,7 +74,7 @@ class SpatialAttention(nn.Module):
         return self.lam * (self.attend(features) * features) + features  # Eq. 6
 
     def attend(self, features: Tensor) -> Tensor:
-        """softmax(A_s) of Eqs. 4 and 5: (B, 1, H, W), or (B, C, H, W) over channels."""
+        """Return softmax(A_s) of Eqs. 4 and 5: (B, 1, H, W); over channels, (B, C, H, W)."""
         psi = self.encode1(self.reduce(features))  # (B, h, H, W)
         pooled, indices = self.pool(psi)  # (B, h, H // 2, W // 2)
         gamma = self.encode2(pooled)
@@ -83,7 +83,7 @@ class SpatialAttention(nn.Module):
 
 
 class _Softmax(nn.Module):
-    """Softmax over positions or channels; a module of its own so that a hook can read the map."""
+    """The softmax over positions or channels. It is a module, so that a hook can read its map."""
 
     def __init__(self, axis: str, rescale: bool) -> None:
         super().__init__()
@@ -98,13 +98,13 @@ class _Softmax(nn.Module):
 
 
 class AttentionGenerator(nn.Module):
-    """Eq. 3: latents z (B, z_dim) -> images (B, ``channels``, ``size``, ``size``) in [0, 1].
+    """The generator of Eq. 3: z (B, z_dim) -> images (B, ``channels``, size, size) in [0, 1].
 
-    A linear layer makes the first, 5 to 8 px wide map; each block doubles it (and cuts a row and
-    a column where the size is odd), convolves, and attends. Any ``size`` from 16 to 224 px.
+    A linear layer makes the first map, 5 to 8 px wide. Each block doubles it (cuts one row and one
+    column if the size is odd), convolves it and attends. ``size`` is from 16 to 224 px.
 
     Raises:
-        InputError: a size that cannot be made, or an option out of range.
+        InputError: the size or an option is out of range.
     """
 
     def __init__(self, size: int, channels: int = 3, config: GeneratorConfig | None = None) -> None:
@@ -124,7 +124,7 @@ class AttentionGenerator(nn.Module):
         self.doublings = nn.ModuleList(_doubling(i, o, config) for i, o in pairs)
         self.blocks = nn.ModuleList(_block(i, o, config) for i, o in pairs)
         self.to_image = nn.Conv2d(config.width, channels, 3, padding=1)
-        # Made last: with the same seed, the plain generator starts from the same weights.
+        # made last, so that the plain generator of the same seed starts from the same weights
         self.attentions = nn.ModuleList(
             SpatialAttention(out, config.attention) for out in outs if config.attention
         )
@@ -135,7 +135,7 @@ class AttentionGenerator(nn.Module):
 
     @property
     def lam(self) -> float:
-        """lambda of Eq. 6 in every block (0 without attention); setting it takes effect at once."""
+        """The lambda of Eq. 6 in all blocks, 0 without attention; a new value acts at once."""
         return next((attention.lam for attention in self._attentions()), 0.0)
 
     @lam.setter
@@ -156,26 +156,26 @@ class AttentionGenerator(nn.Module):
         return self.decode(self.first_map(z), 0)
 
     def first_map(self, z: Tensor) -> Tensor:
-        """What the first layer makes of z: (B, 2 * width, s, s)."""
+        """Make the first map (B, 2 * width, s, s) from z (B, z_dim)."""
         start = self.sizes[0]
         return self.stem_bn(self.stem(z).view(z.shape[0], -1, start, start))
 
     def block(self, x: Tensor, number: int) -> Tensor:
-        """Block ``number``: the next larger map."""
+        """Apply block ``number`` to the map before it, and return the next larger map."""
         size = self.sizes[number + 1]
         x = self.doublings[number](x)[:, :, :size, :size]  # cut where the size is odd
         x = self.blocks[number](x)
         return self.attentions[number](x) if self.attentions else x
 
     def decode(self, x: Tensor, number: int) -> Tensor:
-        """Images from the map that block ``number`` reads."""
+        """Make images from the map that block ``number`` reads."""
         for later in range(number, len(self.blocks)):
             x = self.block(x, later)
         return torch.sigmoid(full(self.to_image(x)))
 
 
 def _sizes(size: int) -> list[int]:
-    """The side of the map after each block, from the first map to the image: 28 -> [7, 14, 28]."""
+    """Return the sides of all maps, from the first map to the image: 28 -> [7, 14, 28]."""
     sizes = [size]
     while sizes[0] > 8:
         sizes.insert(0, (sizes[0] + 1) // 2)
@@ -189,7 +189,7 @@ def _doubling(channels_in: int, channels_out: int, config: GeneratorConfig) -> n
 
 
 def _block(channels_in: int, channels_out: int, config: GeneratorConfig) -> nn.Sequential:
-    """What follows a doubling; a transposed convolution has done the convolving already."""
+    """Make the layers after a doubling; a transposed convolution needs no other convolution."""
     layers: list[nn.Module] = [nn.BatchNorm2d(channels_out), nn.LeakyReLU(0.2, inplace=True)]
     if config.upsample == "nearest":
         layers.insert(0, nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False))

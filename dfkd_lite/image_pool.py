@@ -1,4 +1,4 @@
-"""The synthetic images kept for the student: on the device, 8 bit, bounded.
+"""The pool of synthetic images for the student: on the device, in 8 bits, of bounded size.
 
 Built in chapter 8.
 """
@@ -12,10 +12,10 @@ from .errors import InputError, check_range
 
 
 class ImagePool:
-    """A ring of at most ``capacity`` images (C, H, W); the oldest make room for new ones.
+    """A ring buffer of at most ``capacity`` images (C, H, W): new images replace the oldest.
 
-    Images go in and come out as float32 in [0, 1] and are kept as uint8, channels last: a quarter
-    of the memory, and batches come out in the layout that convolutions like best.
+    Images go in and come out as float32 in [0, 1]. They are stored as uint8, which needs a quarter
+    of the memory, and channels last, the layout in which convolutions are fastest.
     """
 
     def __init__(
@@ -27,14 +27,14 @@ class ImagePool:
         check_range("capacity of the image pool", capacity, 1)
         channels, height, width = image_shape
         self.capacity = capacity
-        self.added = 0  # ever; the next image goes to added % capacity
+        self.added = 0  # so far, in all; the next image goes to slot added % capacity
         self._pixels = torch.empty(0, height, width, channels, dtype=torch.uint8, device=device)
 
     def __len__(self) -> int:
         return min(self.added, self.capacity)
 
     def add(self, images: Tensor) -> None:
-        """Keep images (B, C, H, W) in [0, 1]; of more than ``capacity`` the last ones."""
+        """Store images (B, C, H, W) in [0, 1]; of more than ``capacity`` only the last."""
         height, width, channels = self._pixels.shape[1:]
         if images.dim() != 4 or images.shape[1:] != (channels, height, width):
             raise InputError(
@@ -50,7 +50,7 @@ class ImagePool:
         self.added += len(images)
 
     def _grow(self, needed: int) -> None:
-        # Doubled, not made at full size at once: a short run never pays for a long run's bound.
+        # doubled, not made at full size: a short run does not pay for a capacity it never fills
         have = len(self._pixels)
         if needed > have:
             size = min(max(needed, 2 * have), self.capacity)
@@ -58,11 +58,11 @@ class ImagePool:
             self._pixels = torch.cat([self._pixels, more])
 
     def images(self) -> Tensor:
-        """All images kept, as uint8 (N, C, H, W), in the order of their slots."""
+        """Return all stored images, uint8 (N, C, H, W), in the order of their slots."""
         return self._pixels[: len(self)].permute(0, 3, 1, 2)
 
     def newest(self, count: int) -> Tensor:
-        """The last ``count`` images added (fewer where there are fewer), as float32 in [0, 1]."""
+        """Return the last ``count`` images added, or all if there are fewer, float32 in [0, 1]."""
         count = min(count, len(self))
         slots = (self.added - count + torch.arange(count)) % self.capacity
         return self._pixels[slots.to(self._pixels.device)].permute(0, 3, 1, 2).float() / 255
@@ -74,10 +74,10 @@ class ImagePool:
         shift: int = 0,
         flip: bool = False,
     ) -> Tensor:
-        """``batch_size`` images drawn with replacement: float32 (B, C, H, W) in [0, 1].
+        """Draw ``batch_size`` images with replacement: float32 (B, C, H, W) in [0, 1].
 
-        Each is shifted by up to ``shift`` pixels both ways (a crop of the image padded by its own
-        mirror image), and with ``flip`` mirrored left to right half of the time.
+        Each image is shifted by up to ``shift`` pixels in each direction (a crop of the image
+        padded by its own mirror image). With ``flip`` it is mirrored left to right half the time.
         """
         if not len(self):
             raise InputError("The image pool is empty: synthesise before sampling.")
@@ -86,11 +86,11 @@ class ImagePool:
         return augment(self._pixels, index, rng, shift, flip).float().div_(255)
 
     def state_dict(self) -> dict[str, Tensor | int]:
-        """Tensors and numbers for a checkpoint."""
+        """Return tensors and numbers for a checkpoint."""
         return {"pixels": self._pixels.clone(), "added": self.added, "capacity": self.capacity}
 
     def load_state_dict(self, state: dict) -> None:
-        """Take the images of :meth:`state_dict` back, of a pool of the same shape and capacity."""
+        """Restore the images from :meth:`state_dict` of a pool of the same shape and capacity."""
         shape = tuple(state["pixels"].shape[1:])
         if shape != self._pixels.shape[1:] or state["capacity"] != self.capacity:
             raise InputError(
@@ -108,9 +108,9 @@ def augment(
     shift: int = 0,
     flip: bool = False,
 ) -> Tensor:
-    """Images (N, H, W, C) at ``index`` (B,), shifted and mirrored at random: (B, C, H, W).
+    """Shift and mirror the images (N, H, W, C) at ``index`` (B,) at random: (B, C, H, W).
 
-    One gather for the whole batch; the result is a channels-last view, of the dtype of ``pixels``.
+    One gather serves the batch. The result is a channels-last view with the dtype of ``pixels``.
     """
     if not shift and not flip:
         return pixels[index].permute(0, 3, 1, 2)
@@ -120,7 +120,7 @@ def augment(
 
 
 def cut(pixels: Tensor, index: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Of images (N, H, W, C) those at ``index`` (B,), by :func:`crops`: (B, C, H, W)."""
+    """Cut the windows of :func:`crops` from images (N, H, W, C) at ``index`` (B,): (B, C, H, W)."""
     return pixels[index[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
@@ -133,7 +133,7 @@ def crops(
     flip: bool,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """Which rows (B, H) and columns (B, W) of its image each of ``batch`` random crops takes."""
+    """Draw the rows (B, H) and columns (B, W) of its image for each of ``batch`` random crops."""
     rows = _window(height, batch, shift, rng, device)
     columns = _window(width, batch, shift, rng, device)
     if flip:
@@ -149,7 +149,7 @@ def _window(
     rng: torch.Generator | None,
     device: torch.device,
 ) -> Tensor:
-    """(B, length) indices of a window moved by up to ``shift``, mirrored at the two borders."""
+    """Return indices (B, length) of a window moved by up to ``shift``, mirrored at both borders."""
     offsets = torch.randint(-shift, shift + 1, (batch, 1), generator=rng, device=device)
     index = (torch.arange(length, device=device) + offsets).abs()
     return length - 1 - (length - 1 - index).abs()

@@ -1,4 +1,4 @@
-"""What a teacher knows of its data: losses that pull images towards it (Eq. 16's L_BN, L_cls).
+"""Losses that pull images towards a teacher's data: L_BN and L_cls of Eq. 16, and image priors.
 
 Built in chapter 3.
 """
@@ -6,8 +6,8 @@ Built in chapter 3.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -18,11 +18,11 @@ from .devices import full
 from .errors import InputError, check_range, choose
 from .kd import jensen_shannon, kl_divergence, l1_logits
 from .networks import batch_norms
-from .parallel import mean, pooled_statistics
+from .parallel import pooled_statistics
 
 
 class _BatchStatistics(torch.autograd.Function):
-    """Mean and variance whose backward is one pass over x; autograd's own takes four."""
+    """Mean and variance with a backward of one pass over x; autograd's own takes four."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,27 +41,25 @@ class _BatchStatistics(torch.autograd.Function):
 
 
 def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance per channel of features (B, C, H, W): two tensors (C,)."""
+    """Return mean and biased variance per channel of features (B, C, H, W): two tensors (C,)."""
     return _BatchStatistics.apply(x)
 
 
 def statistics_distance(mean: Tensor, variance: Tensor, bn: nn.BatchNorm2d) -> Tensor:
-    """||var_running - var|| + ||mean_running - mean||, L2 norms, not squared: one layer's share."""
-    assert bn.running_mean is not None and bn.running_var is not None  # see batch_norms
+    """Return one layer's part of L_BN: the L2 norms of the differences, not squared, added."""
+    assert bn.running_mean is not None and bn.running_var is not None  # by batch_norms
     return torch.dist(bn.running_var, variance) + torch.dist(bn.running_mean, mean)
 
 
 class BatchNormLoss:
-    """L_BN of Eq. 16 (Yin et al. 2020): distance to the teacher's stored batch-norm statistics.
+    """L_BN of Eq. 16 (Yin et al. 2020): the distance to the teacher's stored batch-norm statistics.
 
-    Used as a context, within which each forward pass of ``teacher`` is watched at the *input* of
-    its batch-norm layers; :meth:`loss` is the sum over layers for the newest pass. The hooks are
-    gone when the context ends, whatever happens in it.
+    It is a context manager. Inside, it watches the *input* of each batch-norm layer in each forward
+    pass of ``teacher``. The hooks are removed when the context ends, also after an error.
 
-    With ``momentum`` (FastDFKD: 0.9) the statistics compared are moving averages: those of this
-    batch blended into those of the batches before, which :meth:`remember` moves on. Small batches
-    need not look like the whole data, only their stream must. ``first`` multiplies the distance of
-    the first layer, the one that is nearest to the pixels (DFQ: 5, DeepInversion: 10).
+    With ``momentum`` (FastDFKD: 0.9) it compares moving averages over the batches: then only their
+    stream must look like the data, not each small batch. ``first`` multiplies the distance of the
+    layer nearest to the pixels (DFQ: 5, DeepInversion: 10).
 
     Raises:
         InputError: the teacher has no batch-norm layer with running statistics.
@@ -79,33 +77,24 @@ class BatchNormLoss:
         self.momentum, self.first = momentum, first
         self.average: dict[str, tuple[Tensor, Tensor]] = {}
         self._newest: dict[str, tuple[Tensor, Tensor]] = {}
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._hooks = ExitStack()
 
     def __enter__(self) -> BatchNormLoss:
         for name, bn in self.layers.items():
-            self._handles.append(bn.register_forward_pre_hook(self._watcher(name)))
+            self._hooks.enter_context(bn.register_forward_pre_hook(partial(self._watch, name)))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        while self._handles:
-            self._handles.pop().remove()
+    def __exit__(self, *error: object) -> None:
+        self._hooks.close()
         self._newest.clear()
 
-    def _watcher(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def watch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self._newest[name] = pooled_statistics(*batch_statistics(full(inputs[0])))
-
-        return watch
+    def _watch(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._newest[name] = pooled_statistics(*batch_statistics(full(inputs[0])))
 
     def loss(self) -> Tensor:
-        """The sum over the layers, a scalar with gradient to the images."""
+        """Return the sum over the layers for the newest pass, with gradient to the images."""
         if not self._newest:
-            raise InputError("L_BN was asked for before the teacher saw images in this context.")
+            raise InputError("L_BN has seen no images: run the teacher inside this context first.")
         terms = [
             statistics_distance(*self._blended(name), self.layers[name]) for name in self._newest
         ]
@@ -114,17 +103,17 @@ class BatchNormLoss:
         return torch.stack(terms).sum()
 
     def remember(self) -> None:
-        """Move the averages on to the newest batch: once per batch that is kept."""
+        """Update the moving averages with the newest batch; call it once per kept batch."""
         if self.momentum:
             blended = {name: self._blended(name) for name in self._newest}
             self.average = {name: (m.detach(), v.detach()) for name, (m, v) in blended.items()}
 
     def state_dict(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """The moving averages, for a checkpoint."""
+        """Return the moving averages, for a checkpoint."""
         return self.average
 
     def load_state_dict(self, state: dict[str, tuple[Tensor, Tensor]]) -> None:
-        """Take :meth:`state_dict` back."""
+        """Restore the moving averages from :meth:`state_dict`."""
         for name, (means, variances) in state.items():
             device = next(self.layers[name].buffers()).device
             self.average[name] = means.to(device), variances.to(device)
@@ -139,11 +128,11 @@ class BatchNormLoss:
 
 
 def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """L_cls of Eq. 16: cross-entropy of the teacher's logits (B, K) against wanted labels (B,)."""
+    """Return L_cls of Eq. 16: cross-entropy of teacher logits (B, K) and wanted labels (B,)."""
     return F.cross_entropy(full(logits), labels)
 
 
-#: How far two networks' answers to an image are apart, (B, K) logits each -> (B,).
+#: Distances between two networks' answers: two logits (B, K) -> (B,).
 DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "kl": partial(kl_divergence, temperature=1.0, reduce=False),  # Eq. 16
     "js": partial(jensen_shannon, temperature=3.0, reduce=False),  # ADI
@@ -154,10 +143,10 @@ DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def adversarial_loss(
     student_logits: Tensor, teacher_logits: Tensor, agree_only: bool = True, divergence: str = "kl"
 ) -> Tensor:
-    """-L_KD of Eq. 16 at temperature 1: low where the student is far from the teacher.
+    """Return -L_KD of Eq. 16 at temperature 1, from logits (B, K): low if they are far apart.
 
-    ``agree_only`` counts just the images on whose class both agree (FastDFKD's "decision
-    adversarial" form): images that cross a class border are not sought. Mean over all B images.
+    With ``agree_only`` it counts only images that both networks put into the same class (FastDFKD's
+    "decision adversarial" form), so none are sought across a class border. Mean over all B images.
 
     Raises:
         InputError: a ``divergence`` that :data:`DIVERGENCES` does not have.
@@ -169,32 +158,13 @@ def adversarial_loss(
     return -apart.mean()
 
 
-def mean_answer_entropy(logits: Tensor) -> Tensor:
-    """H of the batch's mean answer, in nats: ln K where all classes are named equally often.
-
-    logits (B, K). DAFL and DFQ let it rise, so that a batch has all classes.
-    """
-    p = mean(full(logits).softmax(1).mean(0))
-    p = p.clamp_min(torch.finfo(p.dtype).tiny)  # at 0 the gradient would be infinite
-    return -torch.special.xlogy(p, p).sum()
-
-
-def answer_entropy(logits: Tensor) -> Tensor:
-    """Mean over images of the entropy of the answer, in nats: 0 where the network is sure.
-
-    logits (B, K). DFQ lets it fall.
-    """
-    log_p = full(logits).log_softmax(1)
-    return -(log_p.exp() * log_p).sum(1).mean()
-
-
 def total_variation(images: Tensor) -> Tensor:
-    """Squared differences of neighbouring pixels (right and below), summed; mean over images."""
+    """Sum the squared differences of neighbouring pixels; mean over images (B, C, H, W)."""
     right = (images[..., :, 1:] - images[..., :, :-1]).square().sum((1, 2, 3))
     below = (images[..., 1:, :] - images[..., :-1, :]).square().sum((1, 2, 3))
     return (right + below).mean()
 
 
 def l2_prior(images: Tensor) -> Tensor:
-    """L2 norm of each image, mean over images (B, C, H, W)."""
+    """Return the L2 norm of each image, averaged over the images (B, C, H, W): a scalar."""
     return images.flatten(1).norm(dim=1).mean()

@@ -1,8 +1,8 @@
-"""How much networks can stretch distances: Lipschitz bounds and slopes, which Eqs. 20 to 22 need.
+"""Lipschitz bounds and slopes of networks, which Eqs. 20 to 22 need: how much distances can grow.
 
-All norms are Euclidean, over all pixels of an image or all logits. Three kinds of number must not
-be confused: a layer's *exact* norm, a network's *upper* bound (the product of its layers' norms),
-and a *sampled lower* bound (the steepest place among the images that were looked at).
+All norms are Euclidean, over all pixels of an image or all logits. Do not confuse three numbers: a
+layer's *exact* norm, a network's *upper* bound (the product of its layers' norms), and a *sampled
+lower* bound (the slope at the steepest of some images).
 
 Built in chapter 9.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .errors import InputError, check_range
 from .networks import VGG, ResNet, WideResNet, evaluating
+from .networks.layers import answer, blank
 from .networks.resnet import BasicBlock
 from .networks.wide_resnet import PreActivationBlock
 from .spectral import (
@@ -43,8 +44,8 @@ from .spectral import (
 class LayerBound:
     """The Lipschitz constant of one step: exact for a layer, an upper bound for a residual block.
 
-    A residual block has ``parts``, those of its branch and of its shortcut in the order of the
-    network; a layer has none.
+    ``parts`` of a residual block are the layers of its branch and of its shortcut, in the order of
+    the network; a layer has none.
     """
 
     name: str
@@ -55,7 +56,7 @@ class LayerBound:
 
 @dataclass(frozen=True)
 class LayerBounds:
-    """An upper bound on a network's Lipschitz constant, and what it is made of.
+    """An upper bound on a network's Lipschitz constant, and its factors.
 
     ``factors`` are the steps from image to logits; ``bound`` is the product of their norms.
     """
@@ -65,29 +66,28 @@ class LayerBounds:
 
     @property
     def layers(self) -> tuple[LayerBound, ...]:
-        """The table of all layers (name, kind, norm), residual blocks replaced by their parts."""
+        """All layers (name, kind, norm), with the parts of residual blocks in their place."""
         return tuple(layer for factor in self.factors for layer in _leaves(factor))
 
 
 def network_bound(
     model: nn.Module, image_shape: tuple[int, int, int], std: Sequence[float] = ()
 ) -> LayerBounds:
-    """Bound the Lipschitz constant of a network in evaluation mode by its layers' exact norms.
+    """Bound a network's Lipschitz constant, in evaluation mode, by the exact norms of its layers.
 
-    Steps that follow each other multiply, a residual branch and its shortcut add. A convolution
-    and the batch-norm after it are one linear map and are taken as one, which is tighter.
+    The norms of successive steps multiply; those of a residual branch and its shortcut add. A
+    convolution and the batch-norm after it count as one linear map, which gives a tighter bound.
 
     Args:
         model: a ``WideResNet``, ``ResNet`` or ``VGG`` of this package, or an ``nn.Sequential`` of
             convolutions, batch-norms, poolings, linear layers, ReLU, dropout and flatten.
         image_shape: (C, H, W); the norms of convolutions and poolings depend on it.
-        std: the C standard deviations that images are divided by before the network. Given, the
-            bound is that from pixels in [0, 1] to logits, which Eq. 21 needs; not given, it is
-            from normalised images to logits.
+        std: the C standard deviations by which images are divided before the network. With them the
+            bound is from pixels in [0, 1] to logits, as in Eq. 21; without, from normalised images.
 
     Raises:
-        InputError: a module without a rule, which is named; images that the network cannot read;
-            NaN or infinite weights.
+        InputError: the network has a module without a rule (the message names it), cannot read the
+            images, or holds NaN or infinite weights.
     """
     factors = [_normalisation(std, image_shape[0])] if len(std) else []
     with evaluating(model):
@@ -108,7 +108,7 @@ class _Sum:
 _Step = tuple[str, nn.Module] | _Sum
 _Sizes = dict[nn.Module, tuple[tuple[int, int], tuple[int, int]]]  # (H, W) in and out
 
-# Told by their forward, not by their class: a subclass with a forward of its own is not one.
+# Compared by forward, not by class: a subclass with a forward of its own has other steps.
 _CHAINS = {kind.forward for kind in (nn.Sequential, WideResNet, ResNet, VGG)}
 _NO_GROWTH = (nn.ReLU, nn.Flatten, nn.Dropout, nn.Dropout2d, nn.Identity)
 _BATCH_NORMS = (nn.BatchNorm2d, nn.BatchNorm1d)
@@ -116,11 +116,11 @@ _AVERAGES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
 
 def _steps(name: str, module: nn.Module) -> list[_Step]:
-    """The steps of a module, one after the other: containers unfolded, residual blocks as sums."""
+    """List the steps of a module in order: containers are unfolded, residual blocks become sums."""
     within = f"{name}." if name else ""
-    if type(module).forward in _CHAINS:  # their children stand in the order of the forward
+    if type(module).forward in _CHAINS:  # their children are in the order of the forward
         steps: list[_Step] = []
-        for key, child in module._modules.items():  # named_children() leaves out a second use
+        for key, child in module._modules.items():  # named_children() skips repeats
             steps += _steps(within + key, child) if child is not None else []
         return steps
     if isinstance(module, PreActivationBlock):
@@ -142,7 +142,7 @@ def _step(block: nn.Module, within: str, key: str) -> _Step:
 
 
 def _factors(steps: list[_Step], sizes: _Sizes) -> list[LayerBound]:
-    """The Lipschitz constants of a chain of steps."""
+    """Return the Lipschitz constants of a chain of steps."""
     factors, queue = [], list(steps)
     while queue:
         step = queue.pop(0)
@@ -153,7 +153,7 @@ def _factors(steps: list[_Step], sizes: _Sizes) -> list[LayerBound]:
         following = queue[0][1] if queue and isinstance(queue[0], tuple) else None
         if isinstance(module, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
             queue.pop(0)
-            batch_norm_norm(following)  # for its checks
+            batch_norm_norm(following)  # called only for its checks
             norm = conv_norm(fuse_conv_bn_eval(module, following), sizes[module][0])
             factors.append(LayerBound(name, "convolution + batch-norm", norm))
         else:
@@ -189,7 +189,7 @@ def _layer(name: str, module: nn.Module, sizes: _Sizes) -> LayerBound:
 
 def _normalisation(std: Sequence[float], channels: int) -> LayerBound:
     if len(std) != channels:
-        raise InputError(f"std has {len(std)} numbers for {channels} channels: give one each.")
+        raise InputError(f"std has {len(std)} numbers for {channels} channels: give {channels}.")
     for value in std:
         check_range("std", value, low=0, above=True)
     return LayerBound("normalise", "normalisation", 1 / min(std))
@@ -203,23 +203,7 @@ def _leaves(layer: LayerBound) -> Iterator[LayerBound]:
 
 
 def _sizes(model: nn.Module, image_shape: tuple[int, int, int]) -> _Sizes:
-    """The sizes in and out of every convolution and pooling, found by running a blank image."""
-    first = next(model.parameters(), torch.empty(0))
-    blank = torch.zeros(1, *image_shape, device=first.device, dtype=first.dtype)
-    with _recorded_sizes(model) as sizes, torch.no_grad():
-        try:
-            model(blank)
-        except InputError:
-            raise
-        except (RuntimeError, ValueError) as error:
-            shape = "x".join(map(str, image_shape))
-            raise InputError(f"The network cannot read {shape} images: {error}") from error
-    return sizes
-
-
-@contextmanager
-def _recorded_sizes(model: nn.Module) -> Iterator[_Sizes]:
-    """Hooks that note sizes while the block runs, removed when it ends, whatever happens."""
+    """Find the sizes in and out of every convolution and pooling by running black images."""
     sizes: _Sizes = {}
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -230,40 +214,33 @@ def _recorded_sizes(model: nn.Module) -> Iterator[_Sizes]:
                 f"{found[0]}: network_bound needs a layer of its own for each."
             )
 
-    handles = []
-    try:
+    with ExitStack() as hooks:
         for module in model.modules():
             if isinstance(module, (nn.Conv2d, nn.MaxPool2d, *_AVERAGES)):
-                handles.append(module.register_forward_hook(note))
-        yield sizes
-    finally:
-        for handle in handles:
-            handle.remove()
+                hooks.enter_context(module.register_forward_hook(note))
+        answer(model, blank(model, image_shape))
+    return sizes
 
 
 # ------------------------------------------------------ lower bounds: the slope at chosen images
 
 
 def local_lipschitz(model: Network, images: Tensor, iterations: int = 50) -> Tensor:
-    """The spectral norm of the network's Jacobian at each image: how steep it is just there.
+    """Return the spectral norm of the network's Jacobian at each image, (B,): the slope there.
 
-    Lanczos iterations (see :func:`conv_norm`) on the side of the logits: J^T by a vector-Jacobian
-    product, J by the vector-Jacobian product of that linear map. K iterations give the exact norm
-    for K logits (to rounding); fewer give a lower bound on it. The starting vectors are the same in
-    every call.
+    Lanczos iterations (see :func:`conv_norm`) run on the side of the logits: J^T is a
+    vector-Jacobian product, and J the vector-Jacobian product of J^T. With K logits, K iterations
+    give the exact norm up to rounding; fewer, a lower bound. All calls start from the same vectors.
 
     Args:
-        model: images (B, C, H, W) -> (B, ...). A module is put in evaluation mode meanwhile; a
+        model: images (B, C, H, W) -> (B, ...). A module is put into evaluation mode meanwhile; a
             plain function must not mix the images of a batch.
-        images: where to measure, as the network wants them (normalised, or in [0, 1] for a
-            function that normalises itself); distances are measured in the same units.
-        iterations: at most so many steps.
-
-    Returns:
-        (B,), in the images' precision, on their device.
+        images: where to measure, as the network reads them (normalised, or in [0, 1] for a function
+            that normalises). The result has their units, dtype and device.
+        iterations: the largest number of steps.
 
     Raises:
-        InputError: no images; outputs or slopes that are NaN or infinite; fewer than 1 iteration.
+        InputError: no images, fewer than 1 iteration, or outputs or slopes that are not finite.
     """
     check_range("iterations", iterations, low=1)
     if len(images) == 0:

@@ -1,7 +1,7 @@
-"""Meta-learning over any module and loss: MAML, its first-order forms, Reptile (Eqs. 7 and 8).
+"""Meta-learning for any module and loss: MAML, its first-order forms, Reptile (Eqs. 7 and 8).
 
-A *task* is a function ``task(call, z) -> loss``: ``call(z)`` applies the adapting module, ``z`` is
-the latent that adapts with it. In the method one task is one batch of latents and labels.
+A *task* is a function ``task(call, z) -> loss``: ``call(z)`` applies the module that adapts, and
+``z`` is the latent that adapts with it. In the method, a task is one batch of latents and labels.
 
 Built in chapter 5.
 """
@@ -21,13 +21,13 @@ from .errors import InputError, check_range, choose
 
 Task = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
 
-#: What the outer step follows. "none": no outer step, the module itself takes the inner steps.
+#: What the outer step follows. "none" has no outer step: the module itself takes the inner steps.
 KINDS = ("maml", "first-order", "first-order-sum", "reptile", "none")
 
 
 @dataclass(frozen=True)
 class MetaConfig:
-    """Inner and outer steps. The paper credits FastDFKD (Fang et al. 2022) for both."""
+    """Settings of the inner and outer steps. The paper credits FastDFKD (Fang et al. 2022)."""
 
     kind: str = "first-order-sum"  # as FastDFKD: gradients of all inner steps added up
     steps: int = 2  # generator steps; Table 1
@@ -55,14 +55,14 @@ class MetaConfig:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What the inner loop found: the adapted latent, and the loss before each inner step."""
+    """The result of the inner loop: the adapted latent, and the loss before each inner step."""
 
     z: Tensor
     losses: tuple[float, ...]
 
 
 class MetaLearner:
-    """Holds a module and its outer optimiser; :meth:`step` learns from one task."""
+    """A module with its outer optimiser; :meth:`step` learns from one task."""
 
     def __init__(self, module: nn.Module, config: MetaConfig | None = None) -> None:
         self.module = module
@@ -74,9 +74,9 @@ class MetaLearner:
         )
 
     def step(self, task: Task, z: Tensor) -> Adaptation:
-        """Adapt to ``task`` from ``z``, then move the module (Eq. 7). ``z`` itself is kept."""
+        """Adapt to ``task`` from ``z``, then change the module (Eq. 7). ``z`` itself is kept."""
         if self.config.kind == "none":
-            return self._plain(task, z)
+            return _descend(self.module, self.outer, task, z, self.config)
         self.outer.zero_grad()
         if self.config.kind == "maml":
             adaptation = exact_gradient(self.module, task, z, self.config)
@@ -87,22 +87,12 @@ class MetaLearner:
         self.outer.step()
         return adaptation
 
-    def _plain(self, task: Task, z: Tensor) -> Adaptation:
-        z = z.detach().clone().requires_grad_()
-        z_optimiser = _optimiser([z], self.config.lr_z, self.config.optimiser)
-        losses = []
-        for _ in range(self.config.steps):
-            losses.append(_backward(task, self.module, z, [self.outer, z_optimiser]))
-            self.outer.step()
-            z_optimiser.step()
-        return Adaptation(z.detach(), tuple(losses))
-
 
 def exact_gradient(module: nn.Module, task: Task, z: Tensor, config: MetaConfig) -> Adaptation:
     """Put MAML's gradient (Finn et al. 2017), second order included, into ``module``'s ``.grad``.
 
-    ``steps`` gradient steps theta' = theta - lr * dL (Eq. 8), z likewise with ``lr_z``, are kept
-    in the graph; the gradient is that of the loss *after* them, with respect to theta *before*.
+    The graph keeps ``steps`` gradient steps theta' = theta - lr * dL (Eq. 8), and the same steps of
+    z with ``lr_z``. The gradient is that of the loss *after* them with respect to theta *before*.
     """
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     adapted: dict[str, Tensor] = dict(parameters)
@@ -130,36 +120,46 @@ def exact_gradient(module: nn.Module, task: Task, z: Tensor, config: MetaConfig)
 def first_order_gradient(
     module: nn.Module, clone: nn.Module, task: Task, z: Tensor, config: MetaConfig
 ) -> Adaptation:
-    """Adapt ``clone`` (a copy of ``module``), and put a first-order gradient into ``module``.
+    """Adapt ``clone``, a copy of ``module``, and give ``module`` a first-order gradient.
 
     - ``first-order``: the gradient at the adapted clone, as if d(theta')/d(theta) were 1.
-    - ``first-order-sum``: the clone's gradients at every inner step, added up (FastDFKD).
-    - ``reptile``: theta - theta' (Nichol et al. 2018); its scale is left to the outer Adam.
+    - ``first-order-sum``: the sum of the clone's gradients at all inner steps (FastDFKD).
+    - ``reptile``: theta - theta' (Nichol et al. 2018). The outer Adam takes care of its scale.
     """
-    z = z.detach().clone().requires_grad_()
-    optimisers = [
-        _optimiser(list(clone.parameters()), config.lr, config.optimiser),
-        _optimiser([z], config.lr_z, config.optimiser),
-    ]
+    optimiser = _optimiser(list(clone.parameters()), config.lr, config.optimiser)
     total = [torch.zeros_like(p) for p in module.parameters()]
-    losses = []
-    for _ in range(config.steps):
-        loss = _backward(task, clone, z, optimisers)
-        if config.kind == "first-order-sum":
-            _add_gradients(total, clone)
-        for optimiser in optimisers:
-            optimiser.step()
-        losses.append(loss)
+    summed = total if config.kind == "first-order-sum" else None
+    adaptation = _descend(clone, optimiser, task, z, config, summed)
     if config.kind == "first-order":
-        _backward(task, clone, z, optimisers)
+        _backward(task, clone, adaptation.z, [optimiser])
         _add_gradients(total, clone)
     if config.kind == "reptile":
-        total = [
-            (p - q).detach() for p, q in zip(module.parameters(), clone.parameters(), strict=True)
-        ]
+        pairs = zip(module.parameters(), clone.parameters(), strict=True)
+        total = [(p - q).detach() for p, q in pairs]
     for parameter, gradient in zip(module.parameters(), total, strict=True):
-        if parameter.requires_grad:  # a frozen one must not even see Omega
+        if parameter.requires_grad:  # Omega must not move a frozen one either
             parameter.grad = gradient
+    return adaptation
+
+
+def _descend(
+    module: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    task: Task,
+    z: Tensor,
+    config: MetaConfig,
+    total: list[Tensor] | None = None,
+) -> Adaptation:
+    """Take the inner steps with ``module`` and ``z``; add the gradients of each to ``total``."""
+    z = z.detach().clone().requires_grad_()
+    optimisers = [optimiser, _optimiser([z], config.lr_z, config.optimiser)]
+    losses = []
+    for _ in range(config.steps):
+        losses.append(_backward(task, module, z, optimisers))
+        if total is not None:
+            _add_gradients(total, module)
+        for each in optimisers:
+            each.step()
     return Adaptation(z.detach(), tuple(losses))
 
 
@@ -179,7 +179,7 @@ def _backward(
         optimiser.zero_grad()
     loss = task(module, z)
     loss.backward()
-    # the mean over all processes' parts is the loss; a z is in one part only
+    # the loss is the mean over all processes' parts, and each z is in one part only
     parallel.average_gradients(module.parameters())
     if z.grad is not None:
         z.grad /= parallel.count()
@@ -198,6 +198,6 @@ def _bind(module: nn.Module, parameters: dict[str, Tensor]) -> Callable[[Tensor]
 
 @torch.no_grad()
 def _copy_buffers(source: nn.Module, target: nn.Module) -> None:
-    # The clone's batch-norm averages are the module's too: with them it can generate in eval mode.
+    # The module takes the clone's batch-norm averages: it needs them to generate in eval mode.
     for old, new in zip(target.buffers(), source.buffers(), strict=True):
         old.copy_(new)

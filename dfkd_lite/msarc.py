@@ -18,12 +18,12 @@ from .networks import Layers
 
 @dataclass(frozen=True)
 class MsarcConfig:
-    """Which maps are compared, and how."""
+    """Settings: which maps are compared, and how."""
 
-    stages: int | None = None  # the last so many; None: one an alpha, else all that both have
+    stages: int | None = None  # how many, from the last; None: one per alpha, or all that both have
     alphas: tuple[float, ...] | None = None  # alpha_l of Eq. 9, early to late; None: all 1
-    second_order: bool = False  # False as SpaceshipNet: the student's CAM weights are constants
-    normalise: bool = False  # True: each map divided by its root mean square (ours)
+    second_order: bool = False  # False, as in SpaceshipNet: the student's CAM weights are constants
+    normalise: bool = False  # True: each map is divided by its root mean square (ours)
     cam: CamConfig = field(default_factory=CamConfig)  # how the maps are made: Eqs. 10 to 14
 
     def __post_init__(self) -> None:
@@ -34,9 +34,9 @@ class MsarcConfig:
 
 
 def map_distance(student_map: Tensor, teacher_map: Tensor, normalise: bool = False) -> Tensor:
-    """Eq. 15, mean over images: (B, h, w) and (B, H, W) -> scalar.
+    """Return Eq. 15, averaged over the images: (B, h, w) and (B, H, W) -> scalar.
 
-    The student's map is resized to the teacher's where they differ.
+    If the sizes differ, the student's map is resized to the teacher's.
     """
     student_map, teacher_map = full(student_map), full(teacher_map)
     student_map = upsample(student_map, (teacher_map.shape[1], teacher_map.shape[2]))
@@ -51,13 +51,14 @@ def _unit(maps: Tensor) -> Tensor:
 
 
 class MsarcLoss:
-    """Eq. 9 for one pair of networks: sum_l alpha_l MSE(CAM_S^l, CAM_T^l).
+    """The loss of Eq. 9 for a pair of networks: sum_l alpha_l MSE(CAM_S^l, CAM_T^l).
 
-    Stages are paired from the last backwards, so that networks of different depth fit. The class
-    of every map is the teacher's prediction, for both networks.
+    Stages are paired from the last backwards, so that networks of different depth fit. Both
+    networks get maps of the same class: the one that the teacher predicts.
 
     Raises:
-        InputError: more stages or weights asked for than both networks have.
+        InputError: ``config`` has more stages than both networks share, or another number of
+            alphas.
     """
 
     def __init__(
@@ -70,13 +71,13 @@ class MsarcLoss:
         if count > shared or len(self.alphas) != count:
             raise InputError(
                 f"MSARC was given {count} stages and {len(self.alphas)} weights alpha; the two "
-                f"networks share {shared} stages: give at most so many, and one alpha for each."
+                f"networks share {shared} stages: give at most that many, and one alpha for each."
             )
-        self.student_layers = _last(student_layers, count)
-        self.teacher_layers = _last(teacher_layers, count)
+        self.student_layers = replace(student_layers, stages=student_layers.stages[-count:])
+        self.teacher_layers = replace(teacher_layers, stages=teacher_layers.stages[-count:])
 
     def teacher_maps(self, teacher: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits and maps of the frozen teacher in one pass, without gradient to anything."""
+        """Return logits and maps of the frozen teacher from one pass, all detached."""
         with torch.enable_grad(), graded_capture(teacher, self.teacher_layers) as features:
             logits = teacher(images)
             classes = logits.detach().argmax(1)
@@ -93,7 +94,7 @@ class MsarcLoss:
         teacher_logits: Tensor,
         teacher_maps: list[Tensor],
     ) -> Tensor:
-        """The loss, a scalar, from the student's captured pass and the teacher's maps."""
+        """Return the loss, a scalar, from the student's captured pass and the teacher's maps."""
         student_maps = stage_maps(
             features,
             student_logits,
@@ -108,7 +109,3 @@ class MsarcLoss:
             for alpha, s, t in zip(self.alphas, student_maps, teacher_maps, strict=True)
         ]
         return torch.stack(terms).sum()
-
-
-def _last(layers: Layers, count: int) -> Layers:
-    return replace(layers, stages=layers.stages[-count:])

@@ -1,9 +1,9 @@
-"""One run on several processes: every batch is split, and every mean is taken over all of it.
+"""Share one run among several processes: every batch is split, every mean is over all of it.
 
-Started by ``accelerate launch -m dfkd_lite run ...`` (gloo on the CPU, NCCL on GPUs). Each process
-draws the same random numbers, works on its own part of each batch, and averages gradients,
-batch-norm statistics and losses with the others, so that a run is that of one process with the
-same total batch up to rounding. With a single process nothing here does anything.
+``accelerate launch -m dfkd_lite run ...`` starts them (gloo on the CPU, NCCL on GPUs). All draw the
+same random numbers. Each works on its part of each batch and averages gradients, batch-norm
+statistics and losses with the others, so that the run equals that of one process with the same
+total batch, up to rounding. In a single process nothing here does anything.
 
 Built in chapter 13.
 """
@@ -26,7 +26,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def start(device: str = "auto") -> None:
-    """Join the other processes, if this one was started as one of several."""
+    """Join the other processes, if this one was started as one of several; it needs accelerate."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         return
     try:
@@ -35,28 +35,28 @@ def start(device: str = "auto") -> None:
         raise InputError(
             "Several processes need the package accelerate: pip install accelerate."
         ) from None
-    # a day: while the first process trains a teacher, the others wait for it
+    # one day, because the others wait while the first process trains a teacher
     PartialState(cpu=device == "cpu", timeout=timedelta(days=1))
 
 
 def count() -> int:
-    """How many processes work on this run."""
+    """Return how many processes work on this run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is; 0 is the one that measures, writes and reports."""
+    """Return the number of this process; 0 measures, writes and reports."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def wait() -> None:
-    """Until all processes are here."""
+    """Wait until all processes are here."""
     if count() > 1:
         dist.barrier()
 
 
 def mine(batch: Tensor) -> Tensor:
-    """This process's part of a batch that all of them have drawn alike: (B, ...) -> (B / n, ...).
+    """Return this process's part of a batch that all have drawn alike: (B, ...) -> (B / n, ...).
 
     Raises:
         InputError: the batch cannot be split evenly.
@@ -66,11 +66,7 @@ def mine(batch: Tensor) -> Tensor:
 
 
 def check_split(batch_size: int) -> None:
-    """Refuse a batch size that the processes cannot share evenly.
-
-    Raises:
-        InputError: it is no multiple of their number.
-    """
+    """Refuse a batch size that is not a multiple of the number of processes."""
     if batch_size % count():
         raise InputError(
             f"A batch of {batch_size} cannot be split among {count()} processes: give batch sizes "
@@ -79,7 +75,7 @@ def check_split(batch_size: int) -> None:
 
 
 def gathered(batch: Tensor) -> Tensor:
-    """The parts of all processes in order: the inverse of :func:`mine`; no gradient."""
+    """Join the parts of all processes in order, without gradient: the inverse of :func:`mine`."""
     if count() == 1:
         return batch
     parts = [torch.empty_like(batch, memory_format=torch.contiguous_format) for _ in range(count())]
@@ -88,12 +84,12 @@ def gathered(batch: Tensor) -> Tensor:
 
 
 def mean(x: Tensor) -> Tensor:
-    """The mean of ``x`` over the processes, with gradient (of any order) to each one's own."""
+    """Return the mean of ``x`` over the processes, with gradient (of any order) to each."""
     return x if count() == 1 else _Mean.apply(x)
 
 
 class _Mean(torch.autograd.Function):
-    """Each output is the mean of all inputs, so each input's gradient is that of all outputs."""
+    """The mean of all inputs as each output; an input's gradient is the mean of all outputs'."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -122,7 +118,7 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 def pooled_statistics(mean_: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance (C,) of the whole batch from those of this process's part."""
+    """Return mean and biased variance (C,) of the whole batch from those of this process's part."""
     if count() == 1:
         return mean_, variance
     both = mean(mean_)
@@ -130,7 +126,7 @@ def pooled_statistics(mean_: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class SynchronisedBatchNorm2d(nn.BatchNorm2d):
-    """Batch-norm whose statistics in training are those of the whole batch, on any device.
+    """Batch-norm with the statistics of the whole batch in training, on any device.
 
     (torch's own needs a GPU.)
     """
@@ -161,12 +157,12 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
 
 
 def synchronise(network: M) -> M:
-    """Let every batch-norm of ``network`` see the whole batch, where there are several processes.
+    """Make every batch-norm of ``network`` use the whole batch, if there are several processes.
 
-    In place: names and weights stay.
+    The network is changed in place; its names and weights stay.
 
     Raises:
-        InputError: a batch-norm of another kind, whose statistics cannot be shared.
+        InputError: the network has a batch-norm of another kind, whose statistics cannot be shared.
     """
     if count() > 1:
         for name, module in network.named_modules():

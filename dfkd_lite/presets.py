@@ -1,4 +1,4 @@
-"""Whole settings by name: what a reader's machine allows."""
+"""Presets: complete settings by name."""
 
 from __future__ import annotations
 
@@ -18,22 +18,21 @@ from .teach import TeachConfig
 
 @dataclass(frozen=True)
 class Preset:
-    """What a reader's machine allows: networks, and the settings of teacher, loop and method."""
+    """Settings for a kind of machine: the networks, and settings of teacher, loop and method."""
 
     teacher: str
     student: str
     teach: TeachConfig
     distill: DistillConfig
     method: Any
-    #: By method: what differs in the loop, and in the method's published settings.
+    #: For each method, changes to the loop and to the method's published settings.
     others: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=dict)
-    authors_loop: bool = False  # each other method in the loop of its authors
+    authors_loop: bool = False  # true: each other method runs in its authors' loop
 
     def of_method(self, name: str) -> Preset:
-        """The preset for another method of ``METHODS``, with its published settings.
+        """Return this preset for another method of ``METHODS``, with its published settings.
 
-        ``lite`` changes some of them for each (``others``); in ``paper`` a method also comes with
-        its authors' loop.
+        ``lite`` changes some of them (``others``); ``paper`` also takes the loop of its authors.
         """
         method = METHODS[choose("method", name, METHODS)]
         if type(self.method) is method.Config:
@@ -49,11 +48,11 @@ class Preset:
 
 
 _SMALL = {"synthesis_batch": 64, "generator": {"width": 32}}
-#: The loop and the settings of ``lite`` for each other method: 800 steps of the student, and 10,240
-#: images (5 % more where there is a warm-up) sent through the teacher to make images; ``lite``
-#: itself has as many in 84 episodes, 4 of them warm-up. A method that fits a batch with many steps
-#: makes fewer batches, and its student takes more steps on each; a method without a pool keeps
-#: what its student is meant to see.
+#: The loop and the settings of ``lite`` for each other method. All have 800 student steps and send
+#: 10,240 images through the teacher to make images (5 % more with a warm-up). ``lite`` itself would
+#: need 84 episodes for this, 4 of them warm-up. A method that fits a batch with many steps makes
+#: fewer batches, and its student takes more steps on each. Without a pool of the authors', ours
+#: holds what their student sees.
 LITE_METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dafl": (
         {"episodes": 160, "warm_up": 0, "student_steps": 5, "pool_size": 64, "shift": 0},
@@ -61,12 +60,12 @@ LITE_METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "zskt": (
         {"episodes": 160, "warm_up": 0, "student_steps": 5, "pool_size": 64, "shift": 0}
-        | {"lr": 1.0},  # ten classes: its loss is a tenth of the others'
+        | {"lr": 1.0},  # with ten classes its loss is a tenth of the others'
         _SMALL,
     ),
     "dfad": (
         {"episodes": 160, "warm_up": 0, "student_steps": 5, "pool_size": 320, "shift": 0},
-        # in so short a run its generator would all but stop before the student follows
+        # in so short a run the generator would nearly stop before the student can follow
         _SMALL | {"schedule": "constant"},
     ),
     "dfq": (
@@ -156,9 +155,9 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset(name: str) -> Preset:
-    """``lite``, ``colab`` or ``paper``.
+    """Return the preset of this name: ``lite``, ``colab`` or ``paper``.
 
     Raises:
-        InputError: unknown name; the nearest is offered.
+        InputError: the name is unknown; the message offers the nearest.
     """
     return PRESETS[choose("preset", name, PRESETS)]

@@ -1,7 +1,7 @@
-"""Exact norms of single layers: how much each can stretch a distance at most.
+"""Exact norms of single layers: the largest factor by which each can stretch a distance.
 
-All norms are Euclidean, over all pixels of an image. They need the largest singular value of linear
-maps that are too large to be written down as matrices; how it is found stands at the end.
+All norms are Euclidean, over all pixels of an image. A norm is the largest singular value of a
+linear map, which is often too large to write down as a matrix; the last part finds it anyway.
 
 Built in chapter 9.
 """
@@ -22,10 +22,10 @@ Network = Callable[[Tensor], Tensor]
 
 
 def linear_norm(weight: Tensor) -> float:
-    """The largest singular value of a matrix (K, D): the Lipschitz constant of x -> W x + b.
+    """Return the largest singular value of a matrix (K, D): the Lipschitz constant of x -> W x + b.
 
     Raises:
-        InputError: not a matrix; NaN or infinite weights.
+        InputError: ``weight`` is not a matrix, or holds NaN or infinite values.
     """
     if weight.ndim != 2:
         raise InputError(f"A matrix is needed, not weights of shape {tuple(weight.shape)}.")
@@ -35,25 +35,19 @@ def linear_norm(weight: Tensor) -> float:
 def conv_norm(
     conv: nn.Conv2d, input_size: tuple[int, int], iterations: int = 2000, tol: float = 1e-8
 ) -> float:
-    """The operator norm of a zero-padded (strided, grouped, dilated) convolution, bias left out.
+    """Return the operator norm of a zero-padded (strided, grouped, dilated) convolution.
 
-    It is the largest singular value of the huge sparse matrix that maps an image of ``input_size``
-    to the convolution's output, not of the reshaped kernel. The matrix is never formed: the power
-    iteration with A^T A is run in Lanczos' form, which looks for the largest stretch in the space
-    of all iterates instead of at the last one. (A convolution's largest singular values lie so
-    close together that 300 plain power steps leave an error of some 0.1 %; 100 of these leave
-    less than a millionth.)
+    It is the largest singular value, bias left out, of the huge sparse matrix from an image of
+    ``input_size`` (H, W) to the output, not that of the reshaped kernel. Lanczos' form of the power
+    iteration with A^T A needs no such matrix: it looks for the largest stretch in the space of all
+    iterates, not only at the last one. (A convolution's largest singular values are very close: 300
+    plain power steps leave an error of about 0.1 %, 100 of these less than a millionth.)
 
-    Args:
-        conv: the layer.
-        input_size: (H, W) of its input.
-        iterations: at most so many steps.
-        tol: stop when the residual of the squared norm, relative to it, is below this. Much above
-            the default the second largest singular value may be taken for the largest, where the
-            two are very close.
+    It takes at most ``iterations`` steps, until the residual of the squared norm, relative to it,
+    is below ``tol``. A much larger ``tol`` may find the second largest singular value instead.
 
     Raises:
-        InputError: a padding other than zeros; NaN or infinite weights; no convergence.
+        InputError: the padding is not zeros, a weight is not finite, or there is no convergence.
     """
     if conv.padding_mode != "zeros":
         raise InputError(
@@ -69,10 +63,10 @@ def conv_norm(
 
 
 def batch_norm_norm(bn: nn.BatchNorm2d | nn.BatchNorm1d) -> float:
-    """``max |gamma| / sqrt(variance + eps)`` over the channels: batch-norm in evaluation mode.
+    """Return ``max |gamma| / sqrt(variance + eps)``, the norm of batch-norm in evaluation mode.
 
     Raises:
-        InputError: no running statistics (it would depend on the batch); NaN or infinite weights.
+        InputError: the layer has no running statistics, or holds NaN or infinite values.
     """
     if bn.running_var is None:
         raise InputError(
@@ -86,10 +80,10 @@ def batch_norm_norm(bn: nn.BatchNorm2d | nn.BatchNorm1d) -> float:
 def max_pool_norm(
     pool: nn.MaxPool2d, input_size: tuple[int, int], output_size: tuple[int, int]
 ) -> float:
-    """sqrt(m) where m is the largest number of windows that share a pixel; 1 without overlap.
+    """Return sqrt(m); m is the largest number of windows that share a pixel (1: no overlap).
 
-    Exact: no window's maximum moves further than the pixel in it that moves most, and raising one
-    shared pixel of a blank image moves m maxima at once.
+    This is exact: the maximum of a window moves no further than the pixel in it that moves most,
+    and raising one shared pixel of a black image moves m maxima at once.
     """
     shared = 1
     for axis in range(2):
@@ -107,9 +101,9 @@ def max_pool_norm(
 def average_pool_norm(
     pool: nn.AvgPool2d | nn.AdaptiveAvgPool2d, input_size: tuple[int, int]
 ) -> float:
-    """The operator norm of an average pooling; 1 / sqrt(H W) where one average is left a channel.
+    """Return the operator norm of an average pooling: 1 / sqrt(H W) for a mean over a channel.
 
-    Each channel is averaged by itself, so that one channel's norm is the norm.
+    Each channel is averaged alone, so the norm for one channel is the norm.
     """
     return _linear_map_norm(pool, (1, *input_size))
 
@@ -120,7 +114,7 @@ def average_pool_norm(
 def _linear_map_norm(
     apply: Network, shape: tuple[int, int, int], iterations: int = 2000, tol: float = 1e-8
 ) -> float:
-    """The largest singular value of a linear map on tensors of ``shape``."""
+    """Return the largest singular value of a linear map on tensors of ``shape`` (C, H, W)."""
     check_range("iterations", iterations, low=1)
     check_range("tol", tol, low=0)
 
@@ -137,7 +131,7 @@ def _linear_map_norm(
 
 
 def gram_of(apply: Network) -> Network:
-    """A^T A for a linear map A of rows (B, n): its adjoint is its own vector-Jacobian product."""
+    """Return A^T A of a linear map A of rows (B, n); the vector-Jacobian product of A is A^T."""
 
     def gram(rows: Tensor) -> Tensor:
         image, adjoint, *_ = torch.func.vjp(apply, rows)
@@ -149,11 +143,12 @@ def gram_of(apply: Network) -> Network:
 def largest_eigenvalue(
     gram: Network, start: Tensor, iterations: int, tol: float
 ) -> tuple[Tensor, bool]:
-    """The largest eigenvalue of a symmetric, positive map on each row of ``start`` (B, n), (B,).
+    """Find a symmetric, positive map's largest eigenvalue (B,), from each row of ``start`` (B, n).
 
-    Lanczos' three-term recurrence (Golub and Van Loan, Matrix Computations, 10.1): in the basis of
-    the iterates the map is a small tridiagonal matrix. Nothing is kept but two vectors; that the
-    basis slowly loses its orthogonality brings copies of eigenvalues but leaves the largest right.
+    Lanczos' three-term recurrence (Golub and Van Loan, Matrix Computations, 10.1) makes of the map
+    a small tridiagonal matrix, in the basis of the iterates, and keeps two vectors. The basis
+    slowly loses its orthogonality; this copies eigenvalues, but leaves the largest right. The
+    second result says whether all rows have converged to ``tol``.
     """
     vector, before = start / start.norm(dim=1, keepdim=True), torch.zeros_like(start)
     beta = start.new_zeros(len(start), 1)
@@ -166,7 +161,7 @@ def largest_eigenvalue(
         image = image - alpha * vector
         diagonal = torch.cat([diagonal, alpha], dim=1)
         beta = image.norm(dim=1, keepdim=True)
-        if step == iterations or step % (1 + step // 10) == 0:  # ever less often: it costs step^3
+        if step == iterations or step % (1 + step // 10) == 0:  # ever more rarely: costs step^3
             small = torch.diag_embed(diagonal) + torch.diag_embed(beside, 1)  # (B, step, step)
             values, vectors = torch.linalg.eigh(small, UPLO="U")
             largest, residual = values[:, -1], beta[:, 0] * vectors[:, -1, -1].abs()
@@ -179,19 +174,19 @@ def largest_eigenvalue(
 
 
 def check_finite_slopes(values: Tensor) -> None:
-    """Refuse what a broken network gives."""
+    """Refuse NaN and infinite values, which a broken network puts out."""
     if not values.isfinite().all():
         raise InputError("The network's outputs or slopes are NaN or infinite: check its weights.")
 
 
 def fixed_directions(rows: int, width: int) -> Tensor:
-    """Random directions, the same each time: a fixed one could be blind to the largest stretch."""
+    """Draw the same random directions each time; a regular one might miss the stretch."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(rows, width, generator=generator, dtype=torch.float64)
 
 
 def _exact(weight: Tensor) -> Tensor:
-    """Weights as double precision on the CPU, which every device's owner has."""
+    """Return finite weights in double precision on the CPU, which every machine has."""
     if not weight.isfinite().all():
         raise InputError("The weights hold NaN or infinite values: load other weights.")
     return weight.detach().cpu().double()

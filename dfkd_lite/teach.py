@@ -1,4 +1,4 @@
-"""Training a teacher on real data: the one place where the data is seen."""
+"""Train a teacher on real data. No other part of training sees the data."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from .storage.checkpoint import open_run, save_checkpoint
 
 @dataclass(frozen=True)
 class TeachConfig:
-    """Supervised training, as the field trains its teachers on CIFAR."""
+    """Settings of supervised training, as the field trains its teachers on CIFAR."""
 
-    epochs: int = 35  # passes over the data; enough for CIFAR under one cycle (ours)
+    epochs: int = 35  # passes over the data; enough for CIFAR with one cycle (ours)
     batch_size: int = 128  # Table 1
     lr: float = 0.1  # peak of the cycle; Zagoruyko & Komodakis 2016
     momentum: float = 0.9  # Table 1
     weight_decay: float = 5e-4  # Zagoruyko & Komodakis 2016
     shift: int = 4  # random crops of the image padded by 4, as usual on CIFAR
     flip: bool = True  # random mirroring, as usual on CIFAR; off where left and right matter
-    precision: str = "float32"  # "bfloat16": what the network computes in while it learns
+    precision: str = "float32"  # or "bfloat16": the number format of the network while it learns
     compile: bool = False  # torch.compile: pays on long runs, needs a C++ compiler on the CPU
     seed: int = 0  # of weights, order and augmentation
 
@@ -53,15 +53,15 @@ def teach(
     folder: str | Path | None = None,
     resume: bool = False,
 ) -> tuple[nn.Module, NetworkSpec, list[dict[str, float]]]:
-    """Train ``network`` on ``data.train``: the model in eval mode, its spec, and a history.
+    """Train ``network`` on ``data.train``: return the model in eval mode, its spec, and a history.
 
-    SGD with Nesterov momentum under one cycle of the learning rate (Smith & Topin 2018). The seed
-    governs weights, order and augmentation. The history has one row an epoch: loss and accuracy
-    on the augmented training images, and the time it took. With ``folder``, each epoch leaves a
-    checkpoint there, from which ``resume=True`` goes on as if nothing had happened.
+    It uses SGD with Nesterov momentum and one cycle of the learning rate (Smith & Topin 2018). The
+    seed sets weights, order and augmentation. The history has one row per epoch: loss and accuracy
+    on the augmented training images, and seconds. With ``folder``, each epoch writes a checkpoint
+    there; ``resume=True`` continues from it, as if nothing had happened.
 
     Raises:
-        InputError: unknown network, a loss that is not finite, a folder that holds another run.
+        InputError: the network is unknown, the folder holds another run, or a loss is not finite.
     """
     run = Teaching(network, data, config or TeachConfig(), resolve_device(device))
     if folder is not None:
@@ -79,7 +79,7 @@ def teach(
 
 
 class Teaching:
-    """One run of :func:`teach`: everything that its next epoch depends on."""
+    """A run of :func:`teach`: everything that its next epoch depends on."""
 
     def __init__(
         self, network: str, data: ImageData, config: TeachConfig, device: torch.device
@@ -106,7 +106,7 @@ class Teaching:
         self.identity = f"{data.name} | {data.spec(network)} | {config}"
 
     def epoch(self) -> dict[str, float]:
-        """One pass over the training images."""
+        """Go once through the training images, and return the new row of the history."""
         start = time.perf_counter()
         seen = correct = 0
         total = torch.zeros((), device=self.device)
@@ -125,7 +125,7 @@ class Teaching:
         return row
 
     def time_step(self) -> float:
-        """Seconds of one step, the faster of two after one that is not counted."""
+        """Measure the seconds of one step: the faster of two, after one that does not count."""
         batches = self.data.train.batches(self.config.batch_size, self.order, self.device)
         images, labels = next(batches)
         times = []

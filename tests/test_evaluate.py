@@ -287,7 +287,7 @@ def test_networks_and_data_that_do_not_fit_are_refused() -> None:
     [accuracy, macro_f1, auc, expected_calibration_error, confusion_matrix],
 )
 def test_logits_without_a_label_each_are_refused(measure) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(InputError, match="one label an image"):
+    with pytest.raises(InputError, match="one label per image"):
         measure(torch.zeros(4, 3), torch.zeros(3, dtype=torch.int64))
     with pytest.raises(InputError, match="labels run from -1"):
         measure(torch.zeros(2, 3), torch.tensor([-1, 0]))

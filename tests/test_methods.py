@@ -3,6 +3,7 @@ go on, and each loss is that of a formula worked out here."""
 
 import copy
 import math
+from contextlib import nullcontext
 from dataclasses import fields, replace
 
 import pytest
@@ -14,12 +15,13 @@ from dfkd_lite.distill import Distillation, DistillConfig, distill, frozen
 from dfkd_lite.errors import InputError
 from dfkd_lite.experiments.file import read_experiment
 from dfkd_lite.generator import GeneratorConfig
-from dfkd_lite.inversion import adversarial_loss, answer_entropy, mean_answer_entropy
+from dfkd_lite.inversion import adversarial_loss
 from dfkd_lite.methods import METHODS
 from dfkd_lite.methods.adi import competition_loss
 from dfkd_lite.methods.base import Problem
 from dfkd_lite.methods.contrast import info_nce, local_view
 from dfkd_lite.methods.exchange import FeatureMemory, exchanged
+from dfkd_lite.methods.games import answer_entropy, mean_answer_entropy
 from dfkd_lite.methods.nayer import embedded, standardised
 from dfkd_lite.methods.spaceshipnet import regions
 from dfkd_lite.methods.zskt import attention_distance
@@ -256,7 +258,7 @@ def parts_and_loss(teacher, name, **weights):
     config = replace(SMALL[name], **weights)
     run = Distillation(teacher, "wrn-10-1", SPEC, LOOP, config, "cpu")
     images = torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(1))
-    with frozen(run.network), run.method.watching():
+    with frozen(run.network), run.method.bn or nullcontext():
         loss, parts = run.method.image_loss(images, run.network)
         x = run.normalise(images)
         return loss.item(), parts, run.teacher(x), run.network(x), run

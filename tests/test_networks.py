@@ -189,6 +189,11 @@ def test_resnet_is_torchvisions_with_a_3x3_stem(blocks: tuple[int, ...], theirs:
         torch.testing.assert_close(ours.train()(x), other.train()(x), rtol=1e-9, atol=1e-9)
 
 
+def test_vgg_names_the_side_that_is_too_small() -> None:
+    with pytest.raises(InputError, match="16 px or more, not 8"):
+        VGG(6, 3)(torch.zeros(1, 3, 8, 32))
+
+
 def test_vgg_is_torchvisions_with_the_last_pooling_replaced_by_an_average() -> None:
     ours = lively(VGG(6, 3))
     theirs = make_layers(cfgs["A"], batch_norm=True)

@@ -1,1 +1,1 @@
-"""What is measured: a student on real images, and what can be said of it without any."""
+"""What is measured of a student: with real images, and without any."""

@@ -1,7 +1,7 @@
-"""What a student can do, measured on held-out images: right, sure, and like its teacher.
+"""Measure a student on held-out images: is it right, is it sure, is it like its teacher?
 
-The measures are pure functions of logits (N, K) and labels (N,), so that they can be used on any
-network's outputs; :func:`predict` makes the logits, :func:`evaluate` calls them all.
+The measures are functions of logits (N, K) and labels (N,), int64, so they fit the outputs of any
+network. :func:`predict` makes the logits; :func:`evaluate` calls all measures.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import kd
+from ..cam import upsample
 from ..errors import DivergedError, InputError, check_range
 from ..networks import NetworkSpec, Statistics, evaluating, normalise
 
@@ -27,20 +27,20 @@ def predict(
     spec: Statistics,
     batch_size: int = 256,
 ) -> tuple[Tensor, Tensor]:
-    """Run ``model`` over a split in evaluation mode and put its mode back after.
+    """Run ``model`` over a split in evaluation mode, and restore its mode.
 
     Args:
-        model: images (B, C, H, W), normalised, -> logits (B, K), on whatever device it is.
+        model: normalised images (B, C, H, W) -> logits (B, K), on any device.
         split: the images and labels, in order.
-        spec: how images in [0, 1] are normalised: a ``NetworkSpec``, or the data set itself.
-        batch_size: images at a time; changes the memory needed and nothing else.
+        spec: the normalisation of images in [0, 1]: a ``NetworkSpec``, or the data set itself.
+        batch_size: images at a time; it changes the memory needed and nothing else.
 
     Returns:
         Logits (N, K) and labels (N,), both on the CPU.
 
     Raises:
-        InputError: an empty split; an output that is not (B, K); NaN or infinite logits; a batch
-            size below 1.
+        InputError: the split is empty, an output is not (B, K), a label is not one of the K
+            classes, a logit is NaN or infinite (``DivergedError``), or ``batch_size`` is below 1.
     """
     logits, labels = [], []
     with evaluating(model):
@@ -61,23 +61,23 @@ def evaluate(
     teacher: nn.Module | None = None,
     batch_size: int = 256,
 ) -> dict[str, Any]:
-    """Every measure of ``model`` on ``split``, as plain numbers that JSON can hold.
+    """Return every measure of ``model`` on ``split``, as plain numbers that JSON can hold.
 
     Args:
-        model: the network, on whatever device it is.
+        model: the network, on any device.
         split: held-out images and labels.
         spec: the mean and standard deviation that both networks expect, and the classes.
-        teacher: adds the three measures of likeness to it.
+        teacher: if given, the three measures of likeness to it are added.
         batch_size: images at a time.
 
     Returns:
         ``accuracy``, ``macro_f1``, ``auc`` (None where it does not apply), ``ece``, ``confusion``
-        (K lists of K counts), ``reliability`` (three lists: of 15 bins of confidence the images,
-        their summed confidence, the number that is right); with a teacher also ``agreement``,
-        ``kl_to_teacher`` (temperature 1, nats) and ``mse_to_teacher`` (logits).
+        (K lists of K counts), ``reliability`` (three lists over 15 bins of confidence: the number
+        of images, their summed confidence, the number that is right). With a teacher also
+        ``agreement``, ``kl_to_teacher`` (temperature 1, nats) and ``mse_to_teacher`` (logits).
 
     Raises:
-        InputError: as :func:`predict`; a number of outputs that is not the spec's or the teacher's.
+        InputError: as in :func:`predict`, or the number of outputs is not the spec's or teacher's.
     """
     logits, labels = predict(model, split, spec, batch_size)
     if logits.shape[1] != spec.classes:
@@ -102,15 +102,15 @@ def evaluate(
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Fraction of images whose largest logit is the label's: top-1, Eq. 23 (in [0, 1])."""
+    """Return the fraction of images whose largest logit is the label's: top-1, Eq. 23 (0 to 1)."""
     _check(logits, labels)
     return (logits.argmax(dim=1) == labels).double().mean().item()
 
 
 def macro_f1(logits: Tensor, labels: Tensor) -> float:
-    """F1 of each class, averaged with equal weight (in [0, 1]).
+    """Return the F1 score of each class, averaged with equal weight, in [0, 1].
 
-    A class that is neither among the labels nor ever predicted does not count.
+    A class that no image has and that is never predicted does not count.
     """
     from sklearn import metrics  # imported late: it takes two seconds
 
@@ -120,10 +120,10 @@ def macro_f1(logits: Tensor, labels: Tensor) -> float:
 
 
 def auc(logits: Tensor, labels: Tensor) -> float | None:
-    """Area under the ROC curve, in [0, 1]: one class against the rest, averaged over the classes.
+    """Return the area under the ROC curve, in [0, 1]: each class against the rest, averaged.
 
-    With two classes it is the usual area for class 1. None where it does not apply: a class
-    without a single image has no curve.
+    With two classes it is the usual area for class 1. It is None if a class has no image, because
+    such a class has no curve.
     """
     from sklearn import metrics  # imported late: it takes two seconds
 
@@ -131,7 +131,7 @@ def auc(logits: Tensor, labels: Tensor) -> float | None:
     classes = logits.shape[1]
     if labels.unique().numel() < classes or classes < 2:
         return None
-    # Double precision: the probabilities of a confident network would else be tied at 1.
+    # in double precision: otherwise a confident network's probabilities would be tied at 1
     scores = logits.double().softmax(dim=1).numpy(force=True)
     wanted = labels.numpy(force=True)
     each = [metrics.roc_auc_score(wanted == k, scores[:, k]) for k in range(classes)]
@@ -139,27 +139,26 @@ def auc(logits: Tensor, labels: Tensor) -> float | None:
 
 
 def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """How far confidence is from accuracy: the ECE of Guo et al. (2017), in [0, 1].
+    """Return the distance between confidence and accuracy: the ECE of Guo et al. (2017), in [0, 1].
 
-    Images are put in ``bins`` bins of equal width by their largest probability; the gaps between
-    mean confidence and accuracy are averaged with the bins' shares of the images as weights.
+    Images are sorted by their largest probability into ``bins`` bins of equal width. The gaps
+    between mean confidence and accuracy are averaged, weighted by the bins' shares of the images.
 
     Raises:
-        InputError: as :func:`accuracy`; fewer than 1 bin.
+        InputError: as in :func:`accuracy`, or ``bins`` is below 1.
     """
     _, confident, right = reliability(logits, labels, bins)
     return ((right - confident).abs().sum() / len(labels)).item()
 
 
 def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
-    """What a reliability diagram is drawn from: per bin of confidence, three sums (bins,).
+    """Return the three sums of a reliability diagram, each (bins,).
 
-    Returns:
-        The number of images, the sum of their largest probabilities, and the number that is right,
-        in bins (0, 1/bins], (1/bins, 2/bins], ... of the largest probability.
+    They are the number of images, the sum of their largest probabilities, and the number that is
+    right, in the bins (0, 1/bins], (1/bins, 2/bins], ... of the largest probability.
 
     Raises:
-        InputError: as :func:`expected_calibration_error`.
+        InputError: as in :func:`expected_calibration_error`.
     """
     _check(logits, labels)
     check_range("bins", bins, low=1)
@@ -178,7 +177,7 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> tuple[Tensor,
 
 
 def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
-    """Counts (K, K), int64: row the label, column the prediction."""
+    """Return counts (K, K), int64: a row for each label, a column for each prediction."""
     from sklearn import metrics  # imported late: it takes two seconds
 
     _check(logits, labels)
@@ -189,10 +188,10 @@ def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def agreement(logits: Tensor, other_logits: Tensor) -> float:
-    """Fraction of images that two networks give the same class, right or wrong (in [0, 1]).
+    """Return the fraction of images (0 to 1) that two networks classify alike, right or wrong.
 
     Raises:
-        InputError: shapes that differ.
+        InputError: the shapes differ.
     """
     if logits.shape != other_logits.shape:
         raise InputError(
@@ -203,21 +202,20 @@ def agreement(logits: Tensor, other_logits: Tensor) -> float:
 
 
 def cam_consistency(student_maps: Tensor, teacher_maps: Tensor) -> float:
-    """Mean over images of the Pearson correlation of two networks' class activation maps.
+    """Return the Pearson correlation of two networks' class activation maps, averaged over images.
 
-    The correlation ignores scale and offset, in which two networks' maps differ freely. The
-    student's maps are resized bilinearly to the teacher's. A constant map says nothing about where
-    a network looks: its image counts as 0.
+    The correlation ignores scale and offset, which may differ between networks. The student's maps
+    are resized bilinearly to the teacher's. A constant map shows no place; its image counts 0.
 
     Args:
         student_maps: (B, h, w) floats.
-        teacher_maps: (B, H, W) floats, more than one position.
+        teacher_maps: (B, H, W) floats, with more than one position.
 
     Returns:
-        A number in [-1, 1]; 1 where both networks look at the same places.
+        A number in [-1, 1]; 1 if both networks look at the same places.
 
     Raises:
-        InputError: shapes that are not so; NaN or infinite values.
+        InputError: the shapes are others, or a value is NaN or infinite.
     """
     shapes = student_maps.ndim == teacher_maps.ndim == 3 and len(student_maps) == len(teacher_maps)
     if not shapes or len(teacher_maps) == 0 or teacher_maps[0].numel() < 2:
@@ -227,18 +225,14 @@ def cam_consistency(student_maps: Tensor, teacher_maps: Tensor) -> float:
         )
     if not (student_maps.isfinite().all() and teacher_maps.isfinite().all()):
         raise InputError("The maps hold NaN or infinite values: check the networks' weights.")
-    student = student_maps.detach().double()[:, None]
-    if student.shape[-2:] != teacher_maps.shape[-2:]:
-        size = (teacher_maps.shape[1], teacher_maps.shape[2])
-        student = F.interpolate(student, size, mode="bilinear", align_corners=False)
-    product = _standardise(student.flatten(1)) * _standardise(
-        teacher_maps.detach().double().flatten(1)
-    )
+    student, teacher = student_maps.detach().double(), teacher_maps.detach().double()
+    student = upsample(student, (teacher.shape[1], teacher.shape[2]))
+    product = _standardise(student.flatten(1)) * _standardise(teacher.flatten(1))
     return product.sum(dim=1).mean().item()
 
 
 def _standardise(maps: Tensor) -> Tensor:
-    """Rows of mean 0 and norm 1; constant rows (but for rounding) become 0."""
+    """Give rows mean 0 and norm 1; rows that are constant up to rounding become 0."""
     centred = maps - maps.mean(dim=1, keepdim=True)
     norm = centred.norm(dim=1, keepdim=True)
     constant = norm <= 1e-6 * maps.norm(dim=1, keepdim=True)
@@ -248,7 +242,7 @@ def _standardise(maps: Tensor) -> Tensor:
 def _check(logits: Tensor, labels: Tensor) -> None:
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or logits.numel() == 0:
         raise InputError(
-            f"Logits (images, classes) and one label an image are needed, not shapes "
+            f"Logits (images, classes) and one label per image are needed, not shapes "
             f"{tuple(logits.shape)} and {tuple(labels.shape)}."
         )
     if not logits.isfinite().all():

@@ -1,7 +1,7 @@
-"""How like real images the synthetic ones are, and how many kinds of real ones they cover.
+"""Compare synthetic images with real ones: how like them they are, how many kinds they cover.
 
-This needs real images: it is for those who compare methods, not for those who have only a teacher
-(for them: ``signs``). Images are compared by what the teacher sees in them.
+This needs real images, so it is for those who compare methods. With only a teacher, use ``signs``.
+Images are compared by the teacher's features.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from ..networks import Layers, capture, evaluating
 
 BATCH = 64  # images of each kind that are compared at once
 DRAWS = 50  # batches over which the measures are averaged
-IMAGES = 1000  # of each kind, at most, that the batches are drawn from
+IMAGES = 1000  # of each kind, at most, from which the batches are drawn
 NEIGHBOURS = 5  # Naeem et al. 2020
 
 
 def fidelity(real: Tensor, made: Tensor, neighbours: int = NEIGHBOURS) -> dict[str, float]:
-    """Four shares for features real (N, d) and made (M, d), from balls around them.
+    """Return four shares for features real (N, d) and made (M, d), from balls around them.
 
-    A ball around a point reaches to its ``neighbours``-th nearest neighbour of its own kind.
+    The ball around a point reaches to its ``neighbours``-th nearest neighbour of the same kind.
 
     Returns:
-        ``precision``: made points within any real ball (Kynkaanniemi et al. 2019);
-        ``recall``: real points within any made ball (the same);
-        ``density``: real balls around a made point, over ``neighbours``: mean (Naeem et al. 2020;
-        it can exceed 1); ``coverage``: real balls that hold a made point (the same).
+        ``precision``: made points in any real ball; ``recall``: real points in any made ball (both
+        Kynkaanniemi et al. 2019); ``density``: the mean number of real balls around a made point,
+        divided by ``neighbours``, which can exceed 1; ``coverage``: real balls that hold a made
+        point (both Naeem et al. 2020).
 
     Raises:
-        InputError: not more points of a kind than ``neighbours``, or features that do not fit.
+        InputError: a kind has no more points than ``neighbours``, or the features do not fit.
     """
     check_range("neighbours", neighbours, 1)
     if real.ndim != 2 or made.ndim != 2 or real.shape[1] != made.shape[1]:
@@ -59,7 +59,7 @@ def fidelity(real: Tensor, made: Tensor, neighbours: int = NEIGHBOURS) -> dict[s
 
 
 def _radii(points: Tensor, neighbours: int) -> Tensor:
-    """Distance of each point to its k-th nearest other."""
+    """Return the distance of each point to its k-th nearest other."""
     apart = torch.cdist(points, points).fill_diagonal_(0)  # itself comes first
     return apart.kthvalue(neighbours + 1, dim=1).values
 
@@ -72,11 +72,11 @@ def image_report(
     normalise: Callable[[Tensor], Tensor],
     seed: int = 0,
 ) -> dict[str, float]:
-    """:func:`fidelity` of synthetic images (M, C, H, W) in [0, 1] to those of ``real``.
+    """Return :func:`fidelity` of synthetic images (M, C, H, W) in [0, 1] to those of ``real``.
 
-    Mean over :data:`DRAWS` draws of :data:`BATCH` images of each, so that a method whose pool is
-    small can be set beside one that keeps all its images: with more images, more is covered.
-    Features are the teacher's last stage, averaged over space. Empty where there are fewer images.
+    It is a mean over :data:`DRAWS` draws of :data:`BATCH` images of each kind. The number is fixed
+    because more images cover more: so a small pool can be compared with all images of a method. The
+    features are the teacher's last stage, averaged over positions. With fewer images it is empty.
     """
     if min(len(made), len(real)) < BATCH:
         return {}

@@ -1,4 +1,4 @@
-"""Does a network give away who was in its training data? The simplest attack, with its error."""
+"""Measure whether a network gives away who was in its training data: the simplest attack."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..errors import InputError, check_range
 
 @dataclass(frozen=True)
 class MembershipAuc:
-    """Area under the ROC curve of the attack, and the ends of its 95 % bootstrap interval."""
+    """The area under the attack's ROC curve, and the ends of its 95 % bootstrap interval."""
 
     auc: float
     low: float
@@ -25,31 +25,31 @@ class MembershipAuc:
 
 
 def losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each image, (N,), from logits (N, K) and labels (N,)."""
+    """Return the cross-entropy (N,) of each image, from logits (N, K) and labels (N,)."""
     return F.cross_entropy(logits.double(), labels, reduction="none")
 
 
 def membership_auc(
     member_losses: Tensor, other_losses: Tensor, resamples: int = 500, seed: int = 0
 ) -> MembershipAuc:
-    """The loss-threshold attack (Yeom et al. 2018): "small loss: it was in the training data".
+    """Run the loss-threshold attack (Yeom et al. 2018): "a small loss means it was trained on".
 
-    The area is the chance that a random member has a smaller loss than a random other image: 0.5
-    is guessing, 1 gives every member away. The interval resamples both groups.
+    The area is the chance that a random member has a smaller loss than a random other image: 0.5 is
+    guessing, 1 gives every member away. The bootstrap resamples both groups ``resamples`` times.
 
     Args:
         member_losses: (N,) of images that were trained on.
         other_losses: (M,) of images of the same kind that were not.
-        resamples: bootstrap samples.
-        seed: of the bootstrap.
+        resamples: the number of bootstrap samples.
+        seed: the seed of the bootstrap.
 
     Raises:
-        InputError: an empty group, or losses that are not finite.
+        InputError: a group is empty, or a loss is not finite.
     """
     check_range("resamples", resamples, 1)
     for group in (member_losses, other_losses):
         if group.ndim != 1 or not len(group) or not group.isfinite().all():
-            raise InputError("Give finite losses, one an image, of both groups.")
+            raise InputError("Give finite losses for both groups, one per image.")
     rng = torch.Generator().manual_seed(seed)
     areas = [
         _area(_resampled(member_losses, rng), _resampled(other_losses, rng))
@@ -60,7 +60,7 @@ def membership_auc(
 
 
 def _area(members: Tensor, others: Tensor) -> float:
-    """From the ranks of the members' losses among all (Mann and Whitney); ties count half."""
+    """Return the area from the ranks of the members' losses (Mann and Whitney); ties count half."""
     ranks = rankdata(torch.cat([members, others]).cpu().numpy())
     n, m = len(members), len(others)
     return float(n * m + n * (n + 1) / 2 - ranks[:n].sum()) / (n * m)

@@ -1,7 +1,7 @@
-"""Signs of trouble that need no data: what can be seen of a run from teacher, student, generator.
+"""Signs of trouble that need no data, only teacher, student and synthetic images.
 
-Each is a number to watch over the episodes. None of them knows the test accuracy; what they say
-about it is measured in chapter 8.
+Each is a number to watch over the episodes. None of them knows the test accuracy; chapter 8
+measures what they say about it.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from .evaluate import agreement
 
 
 def effective_classes(logits: Tensor) -> float:
-    """exp(entropy) of the mean softmax of logits (B, K): from 1 (one class) to K (all alike)."""
+    """Return exp(entropy) of the mean softmax of logits (B, K): 1 (one class) to K (all alike)."""
     mean = logits.detach().double().softmax(1).mean(0)
     return torch.special.entr(mean).sum().exp().item()
 
 
 def diversity(images: Tensor) -> float:
-    """Root mean squared distance of two images (B, C, H, W) drawn at random, per pixel.
+    """Return the root mean squared distance per pixel of two random images of (B, C, H, W).
 
-    In units of the images' values; 0 where all are the same. Twice the variance over the batch is
-    the mean squared difference of two draws, so no pair is formed.
+    It is in units of the images' values; 0 if all are the same. No pairs are formed, because the
+    mean squared difference of two draws is twice the variance over the batch.
     """
     return (2 * images.detach().double().var(0, correction=1).mean()).sqrt().item()
 
@@ -33,11 +33,13 @@ def diversity(images: Tensor) -> float:
 def data_free_signs(
     teacher: nn.Module, student: nn.Module, images: Tensor, normalised: Tensor
 ) -> dict[str, float]:
-    """What synthetic ``images`` (B, C, H, W) in [0, 1], and ``normalised`` ones, tell about a run.
+    """Return what synthetic ``images`` (B, C, H, W) in [0, 1] tell about a run.
+
+    ``normalised`` are the same images as the networks read them.
 
     Returns:
-        ``agreement`` of student and teacher in [0, 1]; ``kl`` of teacher to student at
-        temperature 1 (nats); ``confidence``, the teacher's mean largest probability;
+        ``agreement`` of student and teacher in [0, 1]; ``kl`` of teacher to student at temperature
+        1 (nats); ``confidence``, the mean of the teacher's largest probability;
         ``effective_classes`` of the teacher; ``diversity`` of the images.
     """
     with evaluating(teacher), evaluating(student):

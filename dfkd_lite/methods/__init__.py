@@ -1,4 +1,4 @@
-"""One file a method, one line each in :data:`METHODS`."""
+"""All methods: one file for each, and one line for each in :data:`METHODS`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .nayer import Nayer, NayerConfig
 from .spaceshipnet import SpaceshipNet, SpaceshipNetConfig
 from .zskt import Zskt, ZsktConfig
 
-#: By the name that commands and experiment files use, in order of their years.
+#: Methods by the name in commands and experiment files, in the order of their years.
 METHODS: dict[str, type[Method]] = {
     "dafl": Dafl,
     "zskt": Zskt,
@@ -40,7 +40,7 @@ METHODS: dict[str, type[Method]] = {
 
 
 def create(config: Any, problem: Problem) -> Method:
-    """The method whose settings ``config`` is.
+    """Make the method that ``config`` has the settings of.
 
     Raises:
         InputError: no method has settings of this type.

@@ -1,13 +1,14 @@
-"""ADI: images optimised pixel by pixel, with adaptive competition (Yin et al., CVPR 2020, arXiv
-1912.08795); without the competition it is DeepInversion.
+"""ADI, images optimised pixel by pixel with adaptive competition (Yin et al., CVPR 2020, arXiv
+1912.08795). Without the competition it is DeepInversion.
 
-Each call takes a batch of noise and many steps on the pixels themselves: the wanted class, batch
-statistics, smoothness, a small norm, and images on which student and teacher differ (Jensen-Shannon
-divergence at temperature 3, on clamped probabilities). Some frameworks have -JS where the paper has
-1 - JS: their gradients are the same but for the clamp. Best images are copies here; kept as a
-reference to live pixels, as in some code, the best is the last. Pixels are cut to [0, 1] at the
-end. Smoothness is the book's sum of squared differences; the public code has the norms of the whole
-batch's differences in four directions, so that its weight is not quite ours.
+Each call takes a batch of noise and makes many steps on the pixels themselves. The loss asks for
+the wanted class, the batch statistics, smoothness, a small norm, and disagreement of student and
+teacher (Jensen-Shannon divergence at temperature 3, on clamped probabilities). Some frameworks have
+-JS where the paper has 1 - JS; apart from the clamp the gradients are the same. Here the best
+images are copies: in some code they are a reference to the changing pixels, so the best is always
+the last. At the end pixels are cut to [0, 1]. Smoothness is the book's sum of squared differences;
+the public code takes norms of the whole batch's differences in four directions, so its weight
+differs.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class AdiConfig:
 
 
 class Adi(Method):
-    """See the module. It keeps nothing from one batch to the next."""
+    """The method ADI. It keeps nothing from one batch to the next."""
 
     Config = AdiConfig
     about = About(
@@ -83,7 +84,7 @@ class Adi(Method):
     def image_loss(
         self, x: Tensor, labels: Tensor, student: nn.Module, warm_up: bool
     ) -> tuple[Tensor, Logs]:
-        """For *normalised* images (B, C, H, W)."""
+        """Return the loss of *normalised* images (B, C, H, W), and its parts."""
         config = self.config
         with self.bn:
             logits = self.problem.teacher(x)
@@ -98,7 +99,7 @@ class Adi(Method):
         return loss, logged(**parts)
 
     def _jittered(self, x: Tensor) -> Tensor:
-        """Rolled by up to ``jitter`` pixels each way, and with ``flip`` mirrored half the time."""
+        """Roll the batch by up to ``jitter`` pixels; with ``flip`` mirror it half the time."""
         rng, most = self.problem.rng, int(self.config.jitter)
         drawn = torch.randint(-most, most + 1, (2,), generator=rng, device=rng.device).tolist()
         x = x.roll(drawn, (2, 3))
@@ -108,8 +109,8 @@ class Adi(Method):
 
 
 def competition_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """1 - clamp(JS, 0, 1), a scalar: probabilities (B, K) at ``temperature``, clamped to
-    [0.01, 0.99]; JS in nats, mean over the batch."""
+    """Return 1 - clamp(JS, 0, 1), a scalar, from logits (B, K): JS of the probabilities at
+    ``temperature``, clamped to [0.01, 0.99], in nats, averaged over the batch."""
     both = student_logits, teacher_logits
     p, q = ((full(logits) / temperature).softmax(1).clamp(0.01, 0.99) for logits in both)
     log_middle = ((p + q) / 2).clamp(0.01, 0.99).log()

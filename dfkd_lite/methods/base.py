@@ -1,4 +1,4 @@
-"""What every method is: a way to make images, and a loss that the student gets on them."""
+"""The base of all methods: a way to make images, and the student's loss on them."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ Logs = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class About:
-    """Where a method is from. ``loop`` is what its authors' loop has otherwise than
-    ``DistillConfig``'s defaults, by name; what this one cannot express is in the method's file."""
+    """The origin of a method. ``loop`` has the settings of its authors' loop that differ from the
+    defaults of ``DistillConfig``; the method's file says what our loop cannot express."""
 
     title: str
     year: int
-    idea: str  # in a line
+    idea: str  # in one line
     source: str
     loop: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What a method is given: a frozen teacher, the layers of both networks, and one source of
-    randomness. There is no data in it."""
+    """What a method gets: a frozen teacher, the layers of both networks, and one source of
+    randomness. It holds no data."""
 
     teacher: nn.Module
     teacher_layers: Layers
@@ -45,11 +45,11 @@ class Problem:
     episodes: int = 1  # of the whole run: some methods have schedules of their own
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Images in [0, 1] -> what both networks read."""
+        """Turn images (B, C, H, W) in [0, 1] into the input of both networks."""
         return normalise(images, self.spec)
 
     def pixels(self, x: Tensor) -> Tensor:
-        """What the networks read -> images, in [0, 1] where they are images of pixels."""
+        """Turn the networks' input back into images (B, C, H, W): the inverse of ``normalise``."""
         mean, std = (
             torch.tensor(values, device=x.device)[:, None, None]
             for values in (self.spec.mean, self.spec.std)
@@ -57,22 +57,21 @@ class Problem:
         return x * std + mean
 
     def labels(self, count: int) -> Tensor:
-        """``count`` labels (B,) in random order, each class equally often up to one.
+        """Draw ``count`` labels (B,), int64, in random order; class counts differ by at most one.
 
-        Of fewer labels than classes, none comes twice. As of all that a method draws, each of
-        several processes gets its own part.
+        With several processes each gets its own part, as of everything that a method draws.
         """
         most = max(count, self.spec.classes)
         order = torch.randperm(most, generator=self.rng, device=self.device)[:count]
         return mine(order % self.spec.classes)
 
     def latents(self, count: int, z_dim: int) -> Tensor:
-        """z ~ N(0, 1), (B, z_dim)."""
+        """Draw z ~ N(0, 1), (B, z_dim)."""
         return mine(torch.randn(count, z_dim, generator=self.rng, device=self.device))
 
     def augmented(self, images: Tensor, shift: int, flip: bool) -> Tensor:
-        """Images (B, C, H, W) moved by up to ``shift`` whole pixels, their borders mirrored, and
-        with ``flip`` turned left to right half of the time; with gradient to the images."""
+        """Shift images (B, C, H, W) by up to ``shift`` whole pixels, with mirrored borders. With
+        ``flip`` mirror each with probability 1/2. The result has gradient to the images."""
         if not shift and not flip:
             return images
         batch, (height, width) = parallel.count() * len(images), images.shape[2:]
@@ -83,15 +82,15 @@ class Problem:
 
 
 class Method:
-    """Base of the methods. Subclasses give ``Config``, :meth:`synthesise`, and what they keep.
+    """The base class of all methods. Subclasses give ``Config``, :meth:`synthesise` and state.
 
     Raises:
-        InputError: several processes, and a method whose terms need the whole batch in one.
+        InputError: there are several processes, but the method needs the whole batch in one.
     """
 
     Config: type
-    about: About | None = None  # None: no method of its own, but something to compare with
-    splits = True  # whether several processes, each with a part of every batch, are one run
+    about: About | None = None  # None: not a method, but something to compare with
+    splits = True  # whether several processes can share a run, each with a part of every batch
 
     def __init__(self, problem: Problem, config: Any) -> None:
         self.problem = problem
@@ -99,43 +98,43 @@ class Method:
         if parallel.count() > 1 and not self.splits:
             raise InputError(
                 f"{type(self).__name__} looks at all images of a batch together, so it cannot be "
-                "split over several processes: start it as one."
+                "split over several processes: start a single process."
             )
 
     @classmethod
     def evaluations(cls, config: Any, loop: Any) -> int:
-        """How many images a run sends through the teacher to make images, by its settings."""
+        """Count the images that a run sends through the teacher while it makes images."""
         return loop.episodes * config.steps * config.synthesis_batch
 
     def synthesise(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs]:
-        """New images (B, C, H, W) in [0, 1], and the losses behind them.
+        """Make new images (B, C, H, W) in [0, 1], and return them with the losses behind them.
 
-        ``student`` is in eval mode and frozen. During ``warm_up`` it has learnt nothing yet:
-        adversarial terms stay out (but of the games, which know no warm-up).
+        ``student`` is frozen and in eval mode. During ``warm_up`` it has not learnt anything yet,
+        so a method leaves out its adversarial terms. ZSKT, DFAD and DFQ ignore it.
         """
         raise NotImplementedError
 
     def transfer_loss(self, student: nn.Module, images: Tensor) -> tuple[Tensor, Logs]:
-        """The student's loss (scalar) on *normalised* images; Eq. 1 with KL by default."""
+        """Return the student's loss (scalar) on *normalised* images; by default Eq. 1 with KL."""
         with torch.no_grad():
             teacher_logits = self.problem.teacher(images)
         loss = kl_divergence(student(images), teacher_logits, self.config.temperature)
         return loss, {"kd": loss.detach()}
 
     def modules(self) -> dict[str, nn.Module]:
-        """Networks of the method, by name, that a checkpoint keeps."""
+        """Return the method's networks by name; a checkpoint keeps them."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What else a checkpoint keeps: tensors, numbers, and containers of them."""
+        """Return what else a checkpoint keeps: tensors, numbers, and containers of them."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take :meth:`state_dict` back."""
+        """Restore the state from :meth:`state_dict`."""
 
 
 class SpatialMethod(Method):
-    """A method whose student also learns where its teacher looks: its ``Config`` has ``beta`` and
+    """A method whose student also learns where the teacher looks. Its ``Config`` has ``beta`` and
     ``msarc``."""
 
     def __init__(self, problem: Problem, config: Any) -> None:
@@ -143,7 +142,7 @@ class SpatialMethod(Method):
         self.msarc = MsarcLoss(problem.student_layers, problem.teacher_layers, config.msarc)
 
     def transfer_loss(self, student: nn.Module, images: Tensor) -> tuple[Tensor, Logs]:
-        """Eq. 17: L_KD + beta L_MSARC on normalised images; without the maps where beta is 0."""
+        """Return Eq. 17, L_KD + beta L_MSARC, on normalised images; beta = 0 makes no maps."""
         if not self.config.beta:
             return super().transfer_loss(student, images)
         teacher_logits, teacher_maps = self.msarc.teacher_maps(self.problem.teacher, images)

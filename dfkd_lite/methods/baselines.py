@@ -1,4 +1,4 @@
-"""What a number is measured against: a student taught on noise, and one taught on given images."""
+"""Baselines to compare with: a student taught on noise, and one taught on given images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .base import Logs, Method, SpatialMethod
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """Images of independent pixels: what needs neither data nor generator."""
+    """Settings of noise images, whose pixels are independent: no data and no generator."""
 
     synthesis_batch: int = 128
     temperature: float = 20.0  # as the method, Table 1
@@ -27,9 +27,9 @@ class NoiseConfig:
 
 
 class Noise(Method):
-    """Each pixel normal with the mean and spread of the data, as the teacher's input layer knows.
+    """A baseline whose pixels are normal, with the mean and spread that the teacher expects.
 
-    What a student learns from it, it learns from the teacher's answers alone.
+    What a student learns from them comes from the teacher's answers alone.
     """
 
     Config = NoiseConfig
@@ -47,7 +47,7 @@ class Noise(Method):
 
 @dataclass(frozen=True)
 class GivenConfig:
-    """Images from elsewhere: the real ones as an upper bound, or another data set."""
+    """Settings of given images: the real ones as an upper bound, or another data set."""
 
     images: Tensor  # uint8 (N, C, H, W)
     synthesis_batch: int = 128
@@ -62,7 +62,7 @@ class GivenConfig:
 
 
 class Given(SpatialMethod):
-    """Draws from given images instead of making any: distillation *with* data (Eq. 1)."""
+    """Distillation *with* data (Eq. 1): it draws from given images instead of making any."""
 
     Config = GivenConfig
 

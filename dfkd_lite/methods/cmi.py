@@ -1,12 +1,12 @@
-"""CMI: inversion that is told not to repeat itself (Fang et al., IJCAI 2021, arXiv 2105.08584).
+"""CMI: inversion that avoids repetition (Fang et al., IJCAI 2021, arXiv 2105.08584).
 
 Each call draws a generator anew and fits it, with its latents, to one batch: batch statistics,
-wanted classes, disagreement, and a contrastive term. A small head maps what the teacher sees (the
-spatial means of its batch-norm inputs) to a sphere, on which two views of an image should lie close
-together and all other images, those made before among them, far away. Followed is the public code
-where paper and code differ. Its pool of images has no bound, here it is the loop's; its student's
-learning rate falls in three steps, here along the loop's cosine; its generator's weights are drawn
-from N(0, 0.02), here by each layer's own rule.
+wanted classes, disagreement, and a contrastive term. A small head maps the teacher's features (the
+spatial means of its batch-norm inputs) to a sphere. There two views of an image should be close,
+and all other images, also earlier ones, far away. Where paper and code differ, we follow the public
+code. Its pool of images is unlimited, ours is the loop's. Its student's learning rate falls in
+three steps, ours along the loop's cosine. Its generator's weights are drawn from N(0, 0.02), ours
+by each layer's own rule.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from .generative import Best, logged, new_generator, plain_generator, redraw
 
 @dataclass(frozen=True)
 class CmiConfig:
-    """Published values for CIFAR, as without a pool that was inverted beforehand."""
+    """Published values for CIFAR, for a run without a pool of earlier inversions."""
 
     generator: GeneratorConfig = field(default_factory=plain_generator)
     synthesis_batch: int = 256
-    steps: int = 200  # of a generator, which then is thrown away
+    steps: int = 200  # of a generator, which is then thrown away
     lr: float = 1e-3  # of generator, latents and head: Adam
     bn_weight: float = 1.0
-    class_weight: float = 1.0  # 0.5 where there is such a pool
+    class_weight: float = 1.0  # 0.5 with a pool of earlier inversions
     adversarial_weight: float = 0.5  # counted where both networks agree
     contrast_weight: float = 0.8
     contrast_temperature: float = 0.1
-    bank_size: int = 40_960  # images made before: features of two views each
-    negatives: int = 4096  # of them, drawn for each step
+    bank_size: int = 40_960  # earlier images, of which the features of two views are kept
+    negatives: int = 4096  # of these, drawn for each step
     head: int = 256  # dimensions of the sphere
-    shift: int = 4  # of the global view; here borders are mirrored, there black
+    shift: int = 4  # of the global view; borders are mirrored here, black in the authors' code
     flip: bool = True  # of both views
     temperature: float = 20.0  # of the student's KL divergence
 
@@ -60,7 +60,7 @@ class CmiConfig:
 
 
 class Cmi(Method):
-    """See the module. Head and bank are kept; the generator is drawn anew at every call."""
+    """The method CMI. Head and bank are kept; the generator is drawn anew at every call."""
 
     Config = CmiConfig
     splits = False  # each image is compared with all others
@@ -105,7 +105,7 @@ class Cmi(Method):
     def image_loss(
         self, images: Tensor, labels: Tensor, student: nn.Module, warm_up: bool
     ) -> tuple[Tensor, Logs]:
-        """For images (B, C, H, W) in [0, 1]; the global view is what all terms are taken on."""
+        """Return the loss of images (B, C, H, W) in [0, 1], and its parts, on the global view."""
         config, problem = self.config, self.problem
         x = problem.normalise(self.contrast.global_view(images))
         with self.bn, batch_norm_inputs(problem.teacher) as inputs:

@@ -1,9 +1,9 @@
-"""Contrastive diversity (CMI): new images should be unlike each other and those made before."""
+"""Contrastive diversity (CMI): new images should differ from each other and from earlier ones."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -16,10 +16,10 @@ from .base import Problem
 
 
 class Contrast:
-    """The head and its optimiser, the bank of features of earlier images, and the loss.
+    """The contrastive loss, its head and optimiser, and the bank of features of earlier images.
 
     ``config`` has ``contrast_temperature``, ``bank_size``, ``negatives``, ``head``, ``shift`` and
-    ``flip``. The bank keeps pairs: what the teacher saw in the local and in the global view.
+    ``flip``. The bank stores pairs: the teacher's features of an image's local and global view.
     """
 
     def __init__(self, problem: Problem, config: Any, lr: float) -> None:
@@ -32,13 +32,13 @@ class Contrast:
         self.newest = self.bank  # the pairs of the images that the loss saw last
 
     def global_view(self, images: Tensor) -> Tensor:
-        """Each image moved by up to ``shift`` pixels, and perhaps mirrored."""
+        """Shift each image by up to ``shift`` pixels, and with ``flip`` mirror it half the time."""
         return self.problem.augmented(images, self.config.shift, self.config.flip)
 
     def loss(self, images: Tensor, whole: list[Tensor] | None = None) -> Tensor:
-        """InfoNCE, a scalar, for images (B, C, H, W) in [0, 1]: the local view of each must find
-        its global view among those of the batch and of the bank; so must the bank's own.
-        ``whole``: the batch-norm inputs of the global view, where the teacher has seen it."""
+        """Return InfoNCE, a scalar, for images (B, C, H, W) in [0, 1]: the local view of each must
+        find its global view among those of the batch and of the bank, and so must those in the
+        bank. ``whole``: the batch-norm inputs of the global view, if the teacher has seen it."""
         local = self.seen(local_view(images, self.problem.rng, self.config.flip))
         whole_seen = self.seen(self.global_view(images)) if whole is None else pooled(whole)
         self.newest = torch.stack([local, whole_seen], 1).detach()
@@ -50,20 +50,20 @@ class Contrast:
         return new.mean() + banked.mean() if len(old) else new.mean()
 
     def remember(self, pairs: Tensor) -> None:
-        """Put pairs of features (B, 2, d) into the bank; the oldest make room."""
+        """Put pairs of features (B, 2, d) into the bank; they replace the oldest."""
         self.bank = torch.cat([self.bank, pairs])[-self.config.bank_size :]
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the head's weights."""
+        """Return what a checkpoint keeps besides the head's weights."""
         return {"optimiser": self.optimiser.state_dict(), "bank": self.bank}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take :meth:`state_dict` back."""
+        """Restore the state from :meth:`state_dict`."""
         self.optimiser.load_state_dict(state["optimiser"])
         self.bank = state["bank"].to(self.problem.device)
 
     def seen(self, images: Tensor) -> Tensor:
-        """What the teacher sees (B, d): the spatial means of all its batch-norms' inputs."""
+        """Return the teacher's features (B, d): spatial means of the inputs of all batch-norms."""
         with batch_norm_inputs(self.problem.teacher) as inputs:
             self.problem.teacher(self.problem.normalise(images))
         return pooled(inputs)
@@ -75,36 +75,31 @@ class Contrast:
 
 
 def info_nce(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
-    """-log softmax of each query's similarity to its own key among all keys, (N,), for queries and
-    keys (N, d), which are scaled to the sphere first (van den Oord et al. 2018)."""
+    """Return -log softmax of each query's similarity to its own key among all keys, (N,). Queries
+    and keys (N, d) are first scaled to norm 1 (van den Oord et al. 2018)."""
     queries, keys = (F.normalize(full(x), dim=1) for x in (queries, keys))
     own = torch.arange(len(queries), device=queries.device)
     return F.cross_entropy(queries @ keys.T / temperature, own, reduction="none")
 
 
 def pooled(maps: list[Tensor]) -> Tensor:
-    """The spatial means of maps (B, C_l, H_l, W_l), side by side: (B, sum of C_l)."""
+    """Join the spatial means of maps (B, C_l, H_l, W_l) side by side: (B, sum of C_l)."""
     return torch.cat([full(x).mean((2, 3)) for x in maps], dim=1)
 
 
 @contextmanager
 def batch_norm_inputs(model: nn.Module) -> Iterator[list[Tensor]]:
-    """A list that a forward pass inside fills with the inputs of all batch-norms."""
+    """Give a list to which each forward pass in the block adds the inputs of all batch-norms."""
     inputs: list[Tensor] = []
-    handles = [
-        bn.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-        for bn in batch_norms(model).values()
-    ]
-    try:
+    with ExitStack() as hooks:
+        for bn in batch_norms(model).values():
+            hooks.enter_context(bn.register_forward_pre_hook(lambda _, x: inputs.append(x[0])))
         yield inputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def local_view(images: Tensor, rng: torch.Generator, flip: bool) -> Tensor:
-    """A random square of a quarter to all of each image's area, enlarged, and perhaps mirrored;
-    with gradient to the images (B, C, H, W)."""
+    """Cut a random square of 1/4 to all of each image's area, enlarge it, and with ``flip`` mirror
+    it half the time; with gradient to the images (B, C, H, W)."""
 
     def uniform(low: Tensor | float, high: Tensor | float) -> Tensor:
         drawn = torch.rand(len(images), generator=rng, device=images.device)

@@ -1,10 +1,11 @@
 """DAFL: the teacher as a fixed discriminator (Chen et al., ICCV 2019, arXiv 1904.01186).
 
-The generator is asked for images on which the teacher is sure of *some* class (one-hot loss), of
-all classes equally often (information entropy), with strong features (activation loss). Followed
-is the public code, whose entropy has a logarithm to 10. Its own generator has batch-norms with an
-epsilon of 0.8 and ends in tanh and a batch-norm without affine; ours ends in a sigmoid, as all
-pools here keep pixels. Its student's learning rate falls in steps, here along the loop's cosine.
+The generator should make images on which the teacher is sure of *some* class (one-hot loss), of all
+classes equally often (information entropy), and with strong features (activation loss). We follow
+the public code, whose entropy has a logarithm to base 10. The authors' generator has batch-norms
+with an epsilon of 0.8 and ends in tanh and a batch-norm without affine; ours ends in a sigmoid,
+because all pools here keep pixels. The authors' student has a learning rate that falls in steps,
+ours the cosine of the loop.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 from ..devices import full
 from ..errors import check_range
 from ..generator import GeneratorConfig
-from ..inversion import class_loss, mean_answer_entropy
+from ..inversion import class_loss
 from ..networks import capture
 from .base import About, Logs
-from .generative import DivergenceConfig, Generative, logged, plain_generator
+from .games import DivergenceConfig, Generative, mean_answer_entropy
+from .generative import logged, plain_generator
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class DaflConfig(DivergenceConfig):
 
 
 class Dafl(Generative):
-    """See the module. The student learns from the images of the generator's last step."""
+    """The method DAFL. The student learns from the images of the generator's last step."""
 
     Config = DaflConfig
     about = About(

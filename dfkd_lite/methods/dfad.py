@@ -1,8 +1,8 @@
 """DFAD: disagreement alone, measured by L1 (Fang et al. 2019, arXiv 1912.11006).
 
-The generator maximises the absolute difference of both networks' logits, the student minimises it.
-No prior of any kind keeps the images near real ones. The authors cut both learning rates to a
-tenth after a fifth of the run and after two; the student's follows the loop's cosine here. Their
+The generator maximises the absolute difference of both networks' logits; the student minimises it.
+No prior keeps the images near real ones. The authors divide both learning rates by ten after one
+fifth of the run and again after two; here the student's follows the cosine of the loop. Their
 generator ends in tanh and a batch-norm without affine, ours in a sigmoid.
 """
 
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..kd import l1_logits
 from .base import About, Logs
-from .generative import Generative, GenerativeConfig, logged
+from .games import Generative, GenerativeConfig
+from .generative import logged
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class DfadConfig(GenerativeConfig):
 
 
 class Dfad(Generative):
-    """See the module. No temperature: L1 needs none."""
+    """The method DFAD. It has no temperature, because L1 needs none."""
 
     Config = DfadConfig
     about = About(

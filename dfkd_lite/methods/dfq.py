@@ -1,12 +1,12 @@
-"""DFQ: disagreement held by batch statistics (Choi et al., CVPR Workshops 2020, arXiv 2005.04136).
+"""DFQ: a game limited by batch statistics (Choi et al., CVPR Workshops 2020, arXiv 2005.04136).
 
-The generator maximises the KL divergence of both networks, under three reins: the teacher's
-batch-norm statistics, answers that are sure image by image, and evenly spread over the batch. Some
-re-implementations have the two entropies the wrong way round: here the one of each image falls and
-that of the batch's mean answer rises. Settings, and the L2 distance of the statistics with the
-first layer counted five times, are those of the code that others published with their own method
-(CDFKD-MFS); the paper measures by the KL divergence of Gaussians, and trains the generator without
-the game at first. The student there has Nesterov momentum, the loop plain.
+The generator maximises the KL divergence of both networks. Three terms limit it: the teacher's
+batch-norm statistics, answers that are sure for each image, and answers spread evenly over the
+batch. Some re-implementations exchange the two entropies; here that of each image falls and that of
+the batch's mean answer rises. We follow the code that others published with their own method
+(CDFKD-MFS) in the settings, and in the L2 distance of the statistics, with the first layer counted
+five times. The paper takes the KL divergence of Gaussians and first trains the generator without
+the student. The student there has Nesterov momentum, in our loop plain.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..errors import check_range
-from ..inversion import adversarial_loss, answer_entropy, mean_answer_entropy
+from ..inversion import adversarial_loss
 from .base import About, Logs
-from .generative import DivergenceConfig, Generative, logged
+from .games import DivergenceConfig, Generative, answer_entropy, mean_answer_entropy
+from .generative import logged
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class DfqConfig(DivergenceConfig):
 
 
 class Dfq(Generative):
-    """See the module."""
+    """The method DFQ."""
 
     Config = DfqConfig
     bn_first = 5.0  # the first layer's statistics count five times

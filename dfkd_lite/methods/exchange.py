@@ -12,32 +12,32 @@ from ..networks import evaluating
 
 
 class FeatureMemory:
-    """Maps of a generator for batches that it has made: after its first layer and each block.
+    """The maps of a generator's earlier batches, after its first layer and after each block.
 
-    The newest ``batches`` of one size are kept, in half precision, on the device: at 32 px and the
-    published settings 11 GB, which a checkpoint holds too.
+    It keeps the newest ``batches``, all of one size, in half precision, on the device. At 32 px and
+    the published settings this is 11 GB, also in a checkpoint.
     """
 
     def __init__(self, batches: int) -> None:
         self.batches = batches
-        self.entries: list[list[Tensor]] = []  # a batch: its maps, from the first to the largest
+        self.entries: list[list[Tensor]] = []  # per batch its maps, from the first to the largest
 
     def add(self, maps: Sequence[Tensor]) -> None:
         """Remember a batch by its maps, each (B, P, H, W)."""
         self.entries = [*self.entries, [m.detach().half() for m in maps]][-self.batches :]
 
     def load(self, entries: list[list[Tensor]], device: torch.device) -> None:
-        """Take back the ``entries`` that a checkpoint has kept."""
+        """Restore the ``entries`` that a checkpoint has kept."""
         self.entries = [[m.to(device) for m in maps] for maps in entries]
 
     @torch.no_grad()
     def images(
         self, generator: AttentionGenerator, count: int, share: float, rng: torch.Generator
     ) -> Tensor:
-        """``count`` images (B, C, H, W) that the present generator decodes, in eval mode.
+        """Make ``count`` images (B, C, H, W), decoded by the present generator in eval mode.
 
-        One level is drawn, and for each image any map of it in the memory, old or new; with
-        probability ``share`` the batch's channels are exchanged.
+        One level is drawn, and for each image any remembered map of this level, old or new. With
+        probability ``share`` channels are exchanged across the batch.
         """
 
         def draw(high: int, size: tuple[int, ...] = ()) -> list[int]:
@@ -46,7 +46,7 @@ class FeatureMemory:
         (level,) = draw(len(self.entries[0]))
         rows = draw(sum(len(maps[0]) for maps in self.entries), (count,))
         size = len(self.entries[0][0])
-        # numbers of 32 bits first: autocast to bfloat16 cannot stack those of 16
+        # to 32 bits before stacking: autocast to bfloat16 cannot stack 16 bits
         chosen = torch.stack([self.entries[r // size][level][r % size].float() for r in rows])
         if torch.rand((), generator=rng, device=rng.device) < share:
             chosen = exchanged(chosen, rng)
@@ -55,7 +55,7 @@ class FeatureMemory:
 
 
 def all_maps(generator: AttentionGenerator, z: Tensor) -> list[Tensor]:
-    """What ``generator`` computes on the way: after its first layer and after each block."""
+    """Return all maps of ``generator`` for ``z``: after its first layer and after each block."""
     maps = [generator.first_map(z)]
     for number in range(len(generator.blocks)):
         maps.append(generator.block(maps[-1], number))
@@ -63,8 +63,8 @@ def all_maps(generator: AttentionGenerator, z: Tensor) -> list[Tensor]:
 
 
 def exchanged(maps: Tensor, rng: torch.Generator) -> Tensor:
-    """Maps (B, P, H, W): image i keeps a random half of its channels and takes the others from
-    image B - 1 - i."""
+    """Exchange channels of maps (B, P, H, W): image i keeps a random half of its channels and takes
+    the others from image B - 1 - i."""
     count, channels = maps.shape[:2]
     order = torch.rand(count, channels, generator=rng, device=rng.device).argsort(1)
     taken = (order >= channels - channels // 2).to(maps.device)

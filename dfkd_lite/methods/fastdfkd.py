@@ -1,11 +1,11 @@
-"""FastDFKD: a generator that is meta-learned, so that a few steps make a batch (Fang et al., AAAI
-2022, arXiv 2112.15278). The method of the book builds on it, with attention and MSARC.
+"""FastDFKD: a meta-learned generator, which needs few steps for a batch (Fang et al., AAAI 2022,
+arXiv 2112.15278). The book's method adds attention and MSARC to it.
 
-A copy of the generator adapts to each batch of latents and labels, the latents with it, and the
-generator follows by first-order MAML (the copy's gradients of all inner steps, summed) or Reptile.
-Once, late in the run, the generator's first layer and its batch-norm are drawn anew. The authors
-scale Reptile's gradient by 67; here that is left to Adam, which is blind to a scale. (One public
-version tests ``name == "l1" or "conv_blocks.0"``, which is always true: it resets everything.)
+A copy of the generator adapts to each batch of latents and labels, and the latents adapt with it.
+The generator follows by first-order MAML (the sum of the copy's gradients at all inner steps) or by
+Reptile. Once, late in the run, the generator's first layer and its batch-norm are drawn anew. The
+authors multiply Reptile's gradient by 67; here Adam, which ignores a scale, makes that unnecessary.
+(One public version tests ``name == "l1" or "conv_blocks.0"``, always true: it resets everything.)
 """
 
 from __future__ import annotations
@@ -26,18 +26,17 @@ from .generative import plain_generator
 
 @dataclass(frozen=True)
 class FastDfkdConfig(FsscConfig):
-    """Published values for CIFAR, ResNet-34 to ResNet-18: five inner steps ("FastDFKD-5").
+    """Published values for CIFAR, ResNet-34 to ResNet-18, five inner steps ("FastDFKD-5").
 
-    For pairs of WRNs: class weight 0.4, adversarial weight 1.1; from VGG: adversarial weight 1.
-
-    With 2 steps the authors take lr 0.005 and lr_z 0.015, with 10 steps 0.002 and 0.01.
+    Other published values: for pairs of WRNs, class weight 0.4 and adversarial weight 1.1; from
+    VGG, adversarial weight 1; with 2 steps, lr 0.005 and lr_z 0.015; with 10 steps, 0.002 and 0.01.
     """
 
     generator: GeneratorConfig = field(default_factory=plain_generator)
     meta: MetaConfig = field(default_factory=lambda: MetaConfig(steps=5, lr=0.003, lr_z=0.01))
     synthesis_batch: int = 256
     beta: float = 0.0  # no MSARC
-    reset_at: float = 140 / 220  # share of the run: then the first layer is drawn anew
+    reset_at: float = 140 / 220  # share of the run after which the first layer is drawn anew
     shift: int = 4  # of what the networks see while images are made
     flip: bool = True
 
@@ -48,7 +47,7 @@ class FastDfkdConfig(FsscConfig):
 
 
 class FastDfkd(Fssc):
-    """See the module."""
+    """The method FastDFKD: FSSC without attention and MSARC, and with a late reset."""
 
     Config = FastDfkdConfig
     about = About(
@@ -68,7 +67,7 @@ class FastDfkd(Fssc):
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Draw the first layer and its batch-norm from N(0, 0.02), biases 0."""
+        """Draw the first layer and its batch-norm from N(0, 0.02), and set the biases to 0."""
         for part in (self.generator.stem, self.generator.stem_bn):
             for name, parameter in part.named_parameters():
                 if name == "bias":

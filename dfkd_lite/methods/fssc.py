@@ -1,8 +1,8 @@
-"""The method of the book: feature synthesis and spatial consistency (Liang et al. 2024).
+"""FSSC, the method of the book: feature synthesis and spatial consistency (Liang et al. 2024).
 
-The paper gives its method no short name; FSSC, from its title, is ours. An attention generator
-(Eq. 3) learns by meta-learning (Eqs. 7, 8) to make images on which teacher and student disagree
-(Eq. 16); the student learns from the teacher's outputs and from where it looks (Eq. 17).
+The paper gives its method no short name; ours comes from its title. An attention generator (Eq. 3)
+learns by meta-learning (Eqs. 7, 8) to make images on which teacher and student disagree (Eq. 16).
+The student learns from the teacher's outputs and from where it looks (Eq. 17).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .generative import Best, logged, new_generator
 
 @dataclass(frozen=True)
 class FsscConfig:
-    """Settings of the method. Table 1 gives few; the rest follows FastDFKD, which it builds on."""
+    """Settings of FSSC. Table 1 gives few; the rest follows FastDFKD, which FSSC builds on."""
 
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)  # Eqs. 3 to 6
     meta: MetaConfig = field(default_factory=MetaConfig)  # Eqs. 7 and 8
@@ -37,8 +37,8 @@ class FsscConfig:
     adversarial_weight: float = 1.33  # FastDFKD
     agree_only: bool = True  # FastDFKD's decision-adversarial form; False: Eq. 16's plain KL
     temperature: float = 20.0  # Table 1
-    # Eq. 17; the paper gives none. With SpaceshipNet's 1, one run of five on the digits failed
-    # (data/records/variants): the maps outweigh the outputs early on. 0: without MSARC
+    # Eq. 17; the paper gives none. With SpaceshipNet's value 1, one of five runs on the digits
+    # failed: the maps outweigh the outputs at first (data/records/variants). 0: without MSARC
     beta: float = 0.1
     msarc: MsarcConfig = field(default_factory=MsarcConfig)  # Eqs. 9 and 15
 
@@ -51,7 +51,7 @@ class FsscConfig:
 
 
 class Fssc(SpatialMethod):
-    """See the module. ``generator`` keeps its name and weights through the run."""
+    """The method of the paper. ``generator`` is the same module throughout the run."""
 
     Config = FsscConfig
     about = About(
@@ -67,7 +67,7 @@ class Fssc(SpatialMethod):
 
     @classmethod
     def evaluations(cls, config: Any, loop: Any) -> int:
-        after = config.meta.kind in ("maml", "first-order")  # these look once more after the steps
+        after = config.meta.kind in ("maml", "first-order")  # once more after the steps
         passes = config.meta.steps + after
         return loop.episodes * passes * config.synthesis_batch
 
@@ -75,21 +75,29 @@ class Fssc(SpatialMethod):
         return self.adapt(student, warm_up)[:2]
 
     def adapt(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs, Adaptation]:
-        """One task: latents and labels drawn, the generator adapted, its best images kept."""
+        """Run one task: draw latents and labels, adapt the generator, return its best images."""
         count = self.config.synthesis_batch
         z = self.problem.latents(count, self.config.generator.z_dim)
-        task = _Task(self, student, self.problem.labels(count), warm_up)
+        labels = self.problem.labels(count)
+        best = Best()
+
+        def task(generate: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+            images = generate(z)
+            loss, logs = self.generator_loss(images, labels, student, warm_up)
+            best.see(loss, images, logs)
+            return loss
+
         self.generator.train()
         with self.bn or nullcontext():
             adaptation = self.learner.step(task, z)
             if self.bn is not None:
                 self.bn.remember()
-        return task.best.images, task.best.logs, adaptation
+        return best.images, best.logs, adaptation
 
     def generator_loss(
         self, images: Tensor, labels: Tensor, student: nn.Module, warm_up: bool
     ) -> tuple[Tensor, Logs]:
-        """Eq. 16 for images (B, C, H, W) in [0, 1]; within the context of ``self.bn``."""
+        """Return Eq. 16 for images (B, C, H, W) in [0, 1], and its parts; inside ``self.bn``."""
         config = self.config
         x = self.problem.normalise(self.viewed(images))
         teacher_logits = self.problem.teacher(x)
@@ -104,11 +112,11 @@ class Fssc(SpatialMethod):
         return loss, logged(**parts)
 
     def viewed(self, images: Tensor) -> Tensor:
-        """What both networks are shown of the images while they are made: here all of them."""
+        """Return what both networks see of the images while they are made: here, the images."""
         return images
 
     def disagreement(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        """The adversarial term of Eq. 16 for logits (B, K): a scalar, low where they differ."""
+        """Return the adversarial term of Eq. 16 for logits (B, K): a scalar, low if they differ."""
         return adversarial_loss(student_logits, teacher_logits, self.config.agree_only)
 
     def modules(self) -> dict[str, nn.Module]:
@@ -122,17 +130,3 @@ class Fssc(SpatialMethod):
         self.learner.outer.load_state_dict(state["outer"])
         if self.bn is not None:
             self.bn.load_state_dict(state["bn_average"])
-
-
-class _Task:
-    """Eq. 16 on one batch of labels, as a meta-learning task; keeps the images of lowest loss."""
-
-    def __init__(self, method: Fssc, student: nn.Module, labels: Tensor, warm_up: bool) -> None:
-        self.method, self.student, self.labels, self.warm_up = method, student, labels, warm_up
-        self.best = Best()
-
-    def __call__(self, generate: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-        images = generate(z)
-        loss, logs = self.method.generator_loss(images, self.labels, self.student, self.warm_up)
-        self.best.see(loss, images, logs)
-        return loss

@@ -1,161 +1,39 @@
-"""What methods share whose images come from a generator that learns on from episode to episode."""
+"""What methods with a generator share: making it, drawing it anew, keeping the best images."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..devices import placed, seeded
-from ..errors import check_range, choose
 from ..generator import AttentionGenerator, GeneratorConfig
-from ..inversion import BatchNormLoss
-from ..parallel import average_gradients, gathered, mean, mine, synchronise
-from .base import Logs, Method, Problem
-
-#: How the generator's learning rate falls over the run; by the share of the run that is done.
-SCHEDULES = {
-    "constant": lambda share: 1.0,
-    "cosine": lambda share: 0.5 * (1 + math.cos(math.pi * share)),
-    "fifths": lambda share: 0.1 ** min(int(5 * share), 2),  # a tenth after one fifth, and two
-}
+from ..parallel import mean, synchronise
+from .base import Logs, Problem
 
 
 def plain_generator(**settings: Any) -> GeneratorConfig:
-    """The DCGAN of most methods: the book's generator without attention."""
+    """Return settings of the DCGAN of most methods: the book's generator without attention."""
     return GeneratorConfig(attention=None, **settings)
 
 
-@dataclass(frozen=True)
-class GenerativeConfig:
-    """What these methods set alike; each extends it, with the values of its own paper."""
-
-    generator: GeneratorConfig = field(default_factory=plain_generator)
-    synthesis_batch: int = 128
-    steps: int = 1  # of the generator, an episode
-    lr: float = 1e-3  # of the generator: Adam
-    betas: tuple[float, float] = (0.5, 0.999)
-    schedule: str = "constant"  # of lr: see SCHEDULES
-    fresh: int = 0  # batches made for the student after the steps; 0: it gets the last step's
-
-    def __post_init__(self) -> None:
-        check_range("synthesis_batch", self.synthesis_batch, 2)
-        check_range("steps", self.steps, 1)
-        check_range("lr", self.lr, 0, above=True)
-        choose("schedule", self.schedule, SCHEDULES)
-        check_range("fresh", self.fresh, 0)
-
-
-@dataclass(frozen=True)
-class DivergenceConfig(GenerativeConfig):
-    """... and those whose student learns by a KL divergence."""
-
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("temperature", self.temperature, 0, 1000, above=True)
-
-
-class Generative(Method):
-    """Subclasses say what images should be like: :meth:`image_loss`.
-
-    Each step draws latents anew; the generator is kept, in training mode. Where ``bn_first`` is
-    set, ``self.bn`` watches the teacher's batch statistics, the first layer's distance multiplied
-    by it. The student is in eval mode here; ZSKT's, DFAD's and DFQ's authors leave theirs in
-    training mode. What they call the same batch for the student is a pool of that size here, drawn
-    from with replacement, in 8 bits.
-    """
-
-    Config: type = GenerativeConfig
-    bn_first: float | None = None
-
-    def __init__(self, problem: Problem, config: Any) -> None:
-        super().__init__(problem, config)
-        self.generator = new_generator(problem, config.generator)
-        self.optimiser = torch.optim.Adam(
-            self.generator.parameters(), config.lr, config.betas, fused=True
-        )
-        self.calls = 0
-        self.bn = (
-            None if self.bn_first is None else BatchNormLoss(problem.teacher, first=self.bn_first)
-        )
-
-    def image_loss(self, images: Tensor, student: nn.Module) -> tuple[Tensor, Logs]:
-        """What the generator minimises, for images (B, C, H, W) in [0, 1], and its parts."""
-        raise NotImplementedError
-
-    def synthesise(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs]:
-        config = self.config
-        share = min(self.calls / self.problem.episodes, 1.0)
-        for group in self.optimiser.param_groups:
-            group["lr"] = config.lr * SCHEDULES[config.schedule](share)
-        self.generator.train()
-        with self.watching():
-            for _ in range(config.steps):
-                images, logs = self._step(student)
-        self.calls += 1
-        if config.fresh:
-            # in the order of one process, of which each of several then keeps its part
-            images = mine(torch.cat([gathered(batch) for batch in self._fresh(config.fresh)]))
-        return images.detach(), logs
-
-    def watching(self) -> AbstractContextManager[Any]:
-        """The context of all generator steps of an episode."""
-        return self.bn or nullcontext()
-
-    def _step(self, student: nn.Module) -> tuple[Tensor, Logs]:
-        config = self.config
-        self.z = self.problem.latents(config.synthesis_batch, config.generator.z_dim)
-        images = self.generator(self.z)
-        loss, logs = self.image_loss(images, student)
-        self.optimiser.zero_grad()
-        loss.backward()
-        average_gradients(self.generator.parameters())
-        self.clip()
-        self.optimiser.step()
-        return images, logs
-
-    def clip(self) -> None:
-        """A hook between gradient and step; most methods leave the gradient as it is."""
-
-    @torch.no_grad()
-    def _fresh(self, batches: int) -> Iterator[Tensor]:
-        for _ in range(batches):
-            count, z_dim = self.config.synthesis_batch, self.config.generator.z_dim
-            yield self.generator(self.problem.latents(count, z_dim))
-
-    def modules(self) -> dict[str, nn.Module]:
-        return {"generator": self.generator}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"optimiser": self.optimiser.state_dict(), "calls": self.calls}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.calls = state["calls"]
-
-
 def new_generator(problem: Problem, config: GeneratorConfig) -> AttentionGenerator:
-    """A generator of the problem's images, on its device."""
+    """Make a generator of the problem's images, on its device."""
     generator = AttentionGenerator(problem.spec.size, problem.spec.channels, config)
     return synchronise(placed(generator, problem.device))
 
 
 def redraw(generator: AttentionGenerator, problem: Problem, config: GeneratorConfig) -> None:
-    """Draw the weights of a generator anew, as a new one's, running statistics included."""
+    """Draw a generator's weights anew, like a new one's, and reset its running statistics."""
     seed = torch.randint(2**31, (), generator=problem.rng, device=problem.device)
     with seeded(int(seed)):
         generator.load_state_dict(new_generator(problem, config).state_dict())
 
 
 class Best:
-    """Keeps the images of the lowest loss seen: copies, since generators go on changing."""
+    """The images with the lowest loss so far. They are copies, because generators keep changing."""
 
     def __init__(self) -> None:
         self.loss = math.inf
@@ -163,7 +41,7 @@ class Best:
         self.logs: Logs = {}
 
     def see(self, loss: Tensor, images: Tensor, logs: Logs) -> bool:
-        """Whether these are the best so far."""
+        """Keep the images if their loss is the lowest so far, and return whether it is."""
         value = mean(loss.detach()).item()
         better = not self.images.numel() or value < self.loss
         if better:
@@ -172,5 +50,5 @@ class Best:
 
 
 def logged(**parts: Tensor) -> Logs:
-    """Parts of a loss for the history."""
+    """Detach the parts of a loss, for the history."""
     return {name: part.detach() for name, part in parts.items()}

@@ -1,11 +1,10 @@
 """LS-GDFD: several generators, each for some of the classes (Luo et al. 2020, arXiv 2012.05578).
 
-Of the authors' code only the networks are public: followed is the paper. One generator cannot hold
-a large data set (its modes collapse), so the classes are dealt out to several. Each is told the
-wanted class, and learns from the teacher alone: the class ("inceptionism") and batch statistics,
-matched as moving averages. They are trained first, all in the first episode; then the student
-learns from what they make, and they learn no more. That all share the statistics of one batch is
-our reading.
+We follow the paper, because only the networks of the authors' code are public. One generator cannot
+hold a large data set (its modes collapse), so several share the classes. Each is told the wanted
+class and learns from the teacher alone: from the class ("inceptionism") and from moving averages of
+the batch statistics. All are trained in the first episode; then the student learns from what they
+make, and they learn no more. That all share the statistics of one batch is our reading.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from .generative import logged, new_generator, plain_generator
 
 @dataclass(frozen=True)
 class LsGdfdConfig:
-    """The paper names no number of generators for CIFAR; two show the idea on ten classes. Weights,
-    momentum and temperature are FastDFKD's, the rest is ours."""
+    """Settings of LS-GDFD. The paper names no number of generators for CIFAR; two show the idea on
+    ten classes. Weights, momentum and temperature are FastDFKD's, the rest is ours."""
 
     generator: GeneratorConfig = field(default_factory=plain_generator)
     generators: int = 2  # each for an equal part of the classes
     synthesis_batch: int = 256
-    steps: int = 1000  # of the generators, before the student's first
+    steps: int = 1000  # of the generators, before the student's first step
     lr: float = 1e-3  # Adam
     bn_weight: float = 10.0
     bn_momentum: float = 0.9  # the statistics matched are moving averages
@@ -51,10 +50,10 @@ class LsGdfdConfig:
 
 
 class LsGdfd(Method):
-    """See the module.
+    """The method LS-GDFD.
 
     Raises:
-        InputError: more generators than classes.
+        InputError: there are more generators than classes.
     """
 
     Config = LsGdfdConfig
@@ -94,7 +93,7 @@ class LsGdfd(Method):
             return self._images()[0], self.logs
 
     def _step(self) -> Logs:
-        """All generators together: only all classes have the statistics of the data."""
+        """Train all generators together: only all classes together have the data's statistics."""
         config, problem = self.config, self.problem
         images, labels = self._images()
         with self.bn:
@@ -108,7 +107,7 @@ class LsGdfd(Method):
         return logged(cls=cls, bn=bn)
 
     def _images(self) -> tuple[Tensor, Tensor]:
-        """A batch, and the labels that its generators were told, each its part of the classes."""
+        """Make a batch and its labels; each generator makes its part of the classes."""
         problem, config = self.problem, self.config
         labels = problem.labels(config.synthesis_batch)
         z = problem.latents(config.synthesis_batch, config.generator.z_dim)
@@ -116,7 +115,7 @@ class LsGdfd(Method):
         images, order = [], []
         for generator, part in zip(self.generators, self.parts, strict=True):
             own = torch.isin(labels, part).nonzero()[:, 0]
-            if len(own) > 1 or not generator.training:  # a batch-norm that learns needs two
+            if len(own) > 1 or not generator.training:  # batch-norm in training needs two
                 images.append(generator(told[own]))
                 order.append(own)
         return torch.cat(images), labels[torch.cat(order)]

@@ -1,12 +1,12 @@
-"""Any mix: the book's method with parts of the others, each an option.
+"""Mix: the book's method, with parts of the other methods as options.
 
-Attention (``generator.attention``), meta-learning (``meta``) and MSARC (``beta``) are the method's
-own and can be turned off. From CMI comes contrastive diversity (``contrast_weight``), from
-SpaceshipNet the exchange of feature channels (``exchange``), from ADI and DFAD other measures of
-disagreement (``divergence``). At its defaults a mix is FSSC to the last bit.
+Attention (``generator.attention``), meta-learning (``meta``) and MSARC (``beta``) belong to the
+book's method and can be turned off. Contrastive diversity (``contrast_weight``) comes from CMI, the
+exchange of feature channels (``exchange``) from SpaceshipNet, other measures of disagreement
+(``divergence``) from ADI and DFAD. With its default settings, a mix is FSSC to the last bit.
 
-Exchange is fitted to a generator that learns on and to a pool: after each task the generator's
-maps of the adapted latents are remembered, and as many mixtures as new images go into the pool.
+The exchange is adapted to a generator that goes on learning, and to an image pool: after each task
+it remembers the generator's maps of the adapted latents, and the pool gets a mixture per new image.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .generative import logged
 
 @dataclass(frozen=True)
 class MixConfig(FsscConfig):
-    """Of the method of the book, and of the parts taken from others; those are off at first."""
+    """Settings of FSSC, and of the parts from other methods, which are off by default."""
 
     divergence: str = "kl"  # what student and teacher should differ in: see DIVERGENCES
     contrast_weight: float = 0.0  # CMI: 0.8
@@ -38,7 +38,7 @@ class MixConfig(FsscConfig):
     negatives: int = 4096
     head: int = 256
     head_lr: float = 1e-3
-    shift: int = 4  # of contrast's views, as the next: CMI
+    shift: int = 4  # of the views of contrast, as the next: CMI
     flip: bool = True
     exchange: float = 0.0  # SpaceshipNet: 0.7, the probability for a batch; 0: no mixtures
     memory: int = 200  # batches remembered; SpaceshipNet
@@ -56,7 +56,7 @@ class MixConfig(FsscConfig):
 
 
 class Mix(Fssc):
-    """See the module. Under exact MAML the contrastive head stays as it was drawn."""
+    """FSSC with options. With exact MAML the contrastive head keeps its initial weights."""
 
     Config = MixConfig
     about = About(
@@ -77,7 +77,7 @@ class Mix(Fssc):
         number = super().evaluations(config, loop)
         if not config.contrast_weight:
             return number
-        return 3 * number  # a step's images are seen in two views more
+        return 3 * number  # the teacher sees two more views of each step's images
 
     def adapt(self, student: nn.Module, warm_up: bool) -> tuple[Tensor, Logs, Adaptation]:
         if self.contrast is None:
@@ -110,7 +110,7 @@ class Mix(Fssc):
     ) -> tuple[Tensor, Logs]:
         if self.contrast is None:
             return super().generator_loss(images, labels, student, warm_up)
-        contrast = self.contrast.loss(images)  # first: self.bn remembers what it sees last
+        contrast = self.contrast.loss(images)  # first, because self.bn uses what it sees last
         loss, logs = super().generator_loss(images, labels, student, warm_up)
         return loss + self.config.contrast_weight * contrast, logs | logged(contrast=contrast)
 

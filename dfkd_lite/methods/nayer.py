@@ -1,15 +1,15 @@
-"""NAYER: noise in a layer, over embeddings of labels (Tran et al., CVPR 2024, arXiv 2310.00258).
+"""NAYER: a noisy layer over embeddings of labels (Tran et al., CVPR 2024, arXiv 2310.00258).
 
-As recent as the method of the book, and not compared with it there. The generator does not read
-noise but an embedding of the wanted label, passed through a layer whose weights are drawn anew for
-every batch: there the noise is. One layer makes one image of each class; a batch has as many layers
-as it needs. The generator itself is drawn anew every few calls, so that it does not settle. (The
-authors' layer has a bias too, and the batch-norm before it a scale and an offset that learn.)
+It is as recent as the book's method, whose paper does not compare with it. The generator reads no
+noise. It reads an embedding of the wanted label after a noisy layer, whose weights are drawn anew
+for every batch. One layer makes one image of each class, so a batch has as many layers as it needs.
+The generator is also drawn anew, every few calls, so that it does not settle. (The authors' layer
+also has a bias, and the batch-norm before it a scale and an offset that learn.)
 
 The authors' embeddings are a language model's (512 numbers for a class name). None is shipped here.
-"one-hot" needs nothing, but then a class has a row of the noisy layer to itself, which is its
-image's latent: the method comes close to a generator with trained latents. "names" makes vectors
-of the letters of class names (hashed runs of one to three), so that alike names share noise.
+"one-hot" needs nothing, but each class then has its own row of the noisy layer, which is the latent
+of its image: the method is close to a generator with trained latents. "names" makes vectors from
+the letters of class names (hashed runs of one to three), so that similar names share noise.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ EMBEDDINGS = ("one-hot", "names")
 
 @dataclass(frozen=True)
 class NayerConfig:
-    """Published values for CIFAR-100, WRN-40-2 to WRN-16-2."""
+    """Published values for CIFAR-100, from WRN-40-2 to WRN-16-2."""
 
     generator: GeneratorConfig = field(default_factory=lambda: plain_generator(z_dim=1000))
     embedding: str = "names"
     synthesis_batch: int = 400
-    steps: int = 40  # of the generator, a batch; CIFAR-10: 30
-    loops: int = 2  # batches a call, each with layers of its own
+    steps: int = 40  # of the generator, per batch; CIFAR-10: 30
+    loops: int = 2  # batches per call, each with its own layers
     warm_up_loops: int = 10  # the same in the warm-up
     lr: float = 4e-3  # of generator and noisy layer: Adam
     life: int = 10  # calls after which the generator is drawn anew
@@ -67,7 +67,7 @@ class NayerConfig:
 
 
 class Nayer(Method):
-    """See the module."""
+    """The method NAYER: see above for its noisy layer."""
 
     Config = NayerConfig
     about = About(
@@ -83,7 +83,7 @@ class Nayer(Method):
         spec = problem.spec
         names = spec.class_names or tuple(map(str, range(spec.classes)))
         vectors = torch.eye(spec.classes) if config.embedding == "one-hot" else embedded(names)
-        # the batch-norm before the noisy layer: over all classes, since each is drawn equally often
+        # the batch-norm before the noisy layer, over all classes: all are drawn equally often
         self.embedding = standardised(vectors).to(problem.device)
 
     @classmethod
@@ -123,8 +123,8 @@ class Nayer(Method):
         return best
 
     def _noisy(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For each image the number of its layer and its label, and the layers (L, E, z_dim), drawn
-        from N(0, 1): each makes one image of each class."""
+        """Return for each image the number of its layer and its label, and the layers (L, E,
+        z_dim), drawn from N(0, 1). Each layer makes one image of each class."""
         problem, classes = self.problem, self.problem.spec.classes
         count = math.ceil(len(labels) / classes)
         shape = (count, self.embedding.shape[1], self.config.generator.z_dim)
@@ -135,7 +135,7 @@ class Nayer(Method):
     def image_loss(
         self, images: Tensor, labels: Tensor, student: nn.Module, warm_up: bool
     ) -> tuple[Tensor, Logs]:
-        """For images (B, C, H, W) in [0, 1]; within the context of ``self.bn``."""
+        """Return the loss of images (B, C, H, W) in [0, 1], and its parts; inside ``self.bn``."""
         config = self.config
         x = self.problem.normalise(self.problem.augmented(images, config.shift, config.flip))
         logits = self.problem.teacher(x)
@@ -158,8 +158,8 @@ class Nayer(Method):
 
 
 def embedded(names: Sequence[str], length: int = 512) -> Tensor:
-    """Vectors (K, ``length``) of class names: each run of one to three letters, hashed by SHA-256,
-    gives a vector of signs; a name is the mean of its runs'. Needs no language model."""
+    """Return vectors (K, ``length``) of class names, without a language model: each run of one to
+    three letters is hashed by SHA-256 to a vector of signs, and a name is their mean."""
     vectors = []
     for name in names:
         text = f" {name.lower()} "
@@ -175,5 +175,5 @@ def _signs(text: str, length: int) -> Tensor:
 
 
 def standardised(vectors: Tensor) -> Tensor:
-    """Each column (over the classes) with mean 0 and standard deviation 1, as batch-norm does."""
+    """Give each column (over the classes) mean 0 and standard deviation 1, as batch-norm does."""
     return F.batch_norm(vectors, None, None, training=True)

@@ -1,14 +1,14 @@
 """SpaceshipNet: exchanged channels, activation regions (Yu et al., CVPR 2023, arXiv 2212.13389).
 
-In each episode the generator is fitted to one batch (the latents stay as they are), and what it
-computes on the way is remembered for the best step. The student sees mixtures: channels of
-remembered maps are exchanged, and the *present* generator decodes them into images that nobody has
-optimised. It matches answers, class activation maps of all classes, and Grad-CAMs of all stages
-(without ReLU or scaling, the weights without gradient).
+In each episode the generator is fitted to one batch (the latents do not change), and the maps
+inside it are remembered for the best step. The student sees mixtures: channels of remembered maps
+are exchanged, and the *present* generator decodes them into images that nobody has optimised. The
+student matches the teacher's answers, its class activation maps of all classes, and its Grad-CAMs
+of all stages (without ReLU or scaling, the weights without gradient).
 
-The authors' KL divergence at temperature 30 is a mean over batch *and* classes, times 900; here, as
-everywhere in the book, it is tau^2 times the mean over the batch, which is K times as large: beside
-it the maps count 1 / K of what they do there.
+The authors' KL divergence at temperature 30 is a mean over batch *and* classes, times 900. Here, as
+everywhere in the book, it is tau^2 times the mean over the batch, K times as large; relative to it
+the maps count 1 / K of what they count there.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class SpaceshipNetConfig:
     generator: GeneratorConfig = field(default_factory=plain_generator)
     synthesis_batch: int = 256
     steps: int = 200  # of the generator, an episode
-    lr: float = 1e-3  # Adam, begun anew in each episode
+    lr: float = 1e-3  # of Adam, which starts anew in each episode
     bn_weight: float = 1.0
     class_weight: float = 0.5
     exchange: float = 0.7  # probability that a batch's channels are exchanged
     memory: int = 200  # batches remembered
-    shift: int = 4  # of what teacher and student see, always; the loop's pool is not used
+    shift: int = 4  # of all that teacher and student see; the loop's pool is not used
     flip: bool = True
     cam_weight: float = 1.0  # of the maps of all classes
     grad_cam_weight: float = 1.0
@@ -63,11 +63,10 @@ class SpaceshipNetConfig:
 
 
 class SpaceshipNet(Method):
-    """See the module.
+    """The method SpaceshipNet.
 
     Raises:
-        InputError: a network whose classifier does not read plain averages: it has no maps of all
-            classes.
+        InputError: a network's classifier does not read plain averages, so it has no such maps.
     """
 
     Config = SpaceshipNetConfig
@@ -114,7 +113,7 @@ class SpaceshipNet(Method):
         return best.images, best.logs
 
     def transfer_loss(self, student: nn.Module, images: Tensor) -> tuple[Tensor, Logs]:
-        """On as many mixtures as there are ``images``; these themselves are not used."""
+        """Return the loss on as many mixtures as there are ``images``, which are not used."""
         config, problem = self.config, self.problem
         made = self.memory.images(self.generator, len(images), config.exchange, problem.rng)
         x = problem.normalise(problem.augmented(made, config.shift, config.flip))
@@ -147,7 +146,7 @@ class SpaceshipNet(Method):
 def regions(
     model: nn.Module, features: dict[str, Tensor], logits: Tensor, classes: Tensor, layers: Layers
 ) -> tuple[Tensor, list[Tensor]]:
-    """CAMs of all classes (B, K, h, w), and each stage's Grad-CAM (B, h, w) of ``classes``."""
+    """Return CAMs of all classes (B, K, h, w), and Grad-CAMs (B, h, w) of ``classes`` by stage."""
     weight = classifier_weight(model, layers).detach()
     every = torch.einsum("kp,bphw->bkhw", weight, features[layers.stages[-1]])
     graded = replace(layers, averaged=False)  # Grad-CAM at the last stage too

@@ -1,12 +1,12 @@
 """ZSKT: zero-shot transfer by adversarial belief matching (Micaelli & Storkey, NeurIPS 2019).
 
-The generator seeks images on which the networks disagree (KL); the student matches answers there,
-and where the teacher's stages are active (attention transfer, Zagoruyko & Komodakis 2017). Its own
-generator ends in a batch-norm with affine; ours in a sigmoid, as all pools here keep pixels. The
-authors train the student with Adam and clip its gradient too; the loop's SGD does neither, and its
-learning rate is ours. Their KL divergence of the student is a mean over classes too, and so it is
-here: the attention's weight is meant beside that. On WRNs their last map is the raw output of the
-last stage, ours comes after batch-norm and ReLU.
+The generator looks for images on which the networks disagree (KL). There the student matches the
+teacher's answers, and where its stages are active (attention transfer, Zagoruyko & Komodakis 2017).
+The authors' generator ends in a batch-norm with affine; ours in a sigmoid, because all pools here
+keep pixels. They train the student with Adam and clip its gradient too; our loop's SGD does
+neither, and its learning rate is ours. Their KL divergence for the student is a mean over classes
+too, and so it is here, because the attention's weight fits that. On WRNs their last map is the raw
+output of the last stage; ours comes after batch-norm and ReLU.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from ..inversion import adversarial_loss
 from ..kd import kl_divergence
 from ..networks import capture
 from .base import About, Logs
-from .generative import DivergenceConfig, Generative, logged, plain_generator
+from .games import DivergenceConfig, Generative
+from .generative import logged, plain_generator
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class ZsktConfig(DivergenceConfig):
 
 
 class Zskt(Generative):
-    """See the module. The student's images are those of the same latents after the step."""
+    """The method ZSKT. The student's images come from the same latents after the step."""
 
     Config = ZsktConfig
     about = About(
@@ -77,7 +78,7 @@ class Zskt(Generative):
         with capture(student, names[1]) as ours:
             logits = student(images)
         kd = kl_divergence(logits, teacher_logits, self.config.temperature) / logits.shape[1]
-        # stages are paired from the last backwards, so that networks of other depths fit
+        # stages are paired from the last backwards, so that networks of different depth fit
         pairs = zip(reversed(names[1]), reversed(names[0]), strict=False)
         terms = [attention_distance(ours[s], theirs[t]) for s, t in pairs]
         at = torch.stack(terms).sum()
@@ -85,9 +86,9 @@ class Zskt(Generative):
 
 
 def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of two attention maps: the squares of features (B, C, H, W), averaged
-    over the channels, each image's map scaled to the L2 norm 1. A scalar; C may differ, and where
-    H and W do, the student's map is resized to the teacher's."""
+    """Return the mean squared difference of two attention maps, a scalar: the squares of features
+    (B, C, H, W), averaged over the channels, each map scaled to L2 norm 1. C may differ; if H and W
+    differ, the student's map is resized to the teacher's."""
     ours, theirs = (full(f).square().mean(1) for f in (student, teacher))
     maps = [
         F.normalize(m.flatten(1), dim=1)

@@ -1,4 +1,4 @@
-"""Teachers and students: the field's CIFAR-form networks, and layers found in anybody's."""
+"""Teachers and students: networks in their CIFAR form, and tools that read any network's layers."""
 
 from .layers import Layers, batch_norms, capture, count_parameters, evaluating, find_layers
 from .resnet import ResNet

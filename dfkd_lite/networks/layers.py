@@ -1,10 +1,11 @@
-"""Finding a classifier's stages and its last linear layer by name, and reading features there."""
+"""Find the stages and the classifier of any network by name, and read its features."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -19,10 +20,10 @@ _POOLINGS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPoo
 
 @dataclass(frozen=True)
 class Layers:
-    """Module names, as ``model.named_modules()`` spells them.
+    """Names of a network's stages and classifier, as ``model.named_modules()`` spells them.
 
-    ``stages`` run from early to late; ``classifier`` is the final ``nn.Linear``. ``averaged`` says
-    that it reads the plain mean over positions of the last stage, so that Eq. 10 holds there.
+    ``stages`` go from early to late. ``classifier`` is the final ``nn.Linear``. ``averaged`` is
+    true if the classifier reads the plain mean over positions of the last stage: then Eq. 10 holds.
     """
 
     stages: tuple[str, ...]
@@ -31,15 +32,16 @@ class Layers:
 
 
 def find_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> Layers:
-    """Find the stages and the last linear layer of any convolutional classifier.
+    """Find the stages and the last linear layer of a convolutional classifier.
 
-    At each resolution the stage is the outermost module that puts out maps of that size, the last
-    of them where there are several (poolings are passed over, and 1x1 maps while there are larger
-    ones). Only what runs is looked at, so that our networks, torchvision's, timm's and your own
-    are read alike. ``image_shape`` is (C, H, W).
+    The function runs the network on blank images of shape ``image_shape`` (C, H, W) and looks only
+    at what runs, so it reads our networks, torchvision's, timm's and your own alike. For each
+    resolution it takes the outermost module whose output has this resolution; if there are several,
+    the last. It skips pooling layers, and 1x1 maps if there are larger ones.
 
     Raises:
-        InputError: no feature maps or no linear layer; name them yourself with ``Layers(...)``.
+        InputError: the network cannot read the images, or has no feature maps or no linear layer;
+            in the second case, name them yourself with ``Layers(...)``.
     """
     found: dict[tuple[int, int], str] = {}
     linear = ""
@@ -53,19 +55,13 @@ def find_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> Layers:
             return
         size, name = (output.shape[2], output.shape[3]), names[module]
         if size not in found or name.count(".") <= found[size].count("."):
-            found.pop(size, None)  # popped first, so that the order is that of finishing
+            found.pop(size, None)  # so that the new entry goes to the end: order of finishing
             found[size] = name
 
-    handles = [module.register_forward_hook(note) for module in names]
-    try:
-        with evaluating(model), torch.no_grad():
-            model(_blank(model, image_shape))
-    except (RuntimeError, ValueError) as error:
-        shape = "x".join(map(str, image_shape))
-        raise InputError(f"The network cannot read {shape} images: {error}") from error
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks:
+        for module in names:
+            hooks.enter_context(module.register_forward_hook(note))
+        answer(model, blank(model, image_shape))
     maps = {size: name for size, name in found.items() if size != (1, 1)} or found
     if not maps or not linear:
         missing = "feature maps (B, C, H, W)" if not maps else "nn.Linear layer"
@@ -75,9 +71,26 @@ def find_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> Layers:
 
 
 @torch.no_grad()
+def answer(model: nn.Module, images: Tensor, role: str = "network") -> Any:
+    """Run ``model`` on images (B, C, H, W) in evaluation mode, without gradients.
+
+    Raises:
+        InputError: the model cannot read the images; ``role`` names the model in the message.
+    """
+    try:
+        with evaluating(model):
+            return model(images)
+    except InputError:  # from a network of ours, whose own message is clearer
+        raise
+    except (RuntimeError, ValueError) as error:
+        shape = "x".join(map(str, images.shape[1:]))
+        raise InputError(f"The {role} cannot read {shape} images: {error}") from error
+
+
+@torch.no_grad()
 def _reads_averages(model: nn.Module, layers: Layers, image_shape: tuple[int, int, int]) -> bool:
-    """Whether the logits are the classifier's of the last stage's means, seen on random images."""
-    images = _blank(model, image_shape)
+    """Tell whether the logits are the classifier's output for the last stage's spatial means."""
+    images = blank(model, image_shape)
     images.copy_(torch.rand(images.shape, generator=torch.Generator().manual_seed(0)))
     classifier = model.get_submodule(layers.classifier)
     with evaluating(model), capture(model, layers.stages[-1:]) as features:
@@ -93,30 +106,26 @@ def _reads_averages(model: nn.Module, layers: Layers, image_shape: tuple[int, in
 def capture(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Collect the outputs of the named modules: ``with capture(model, names) as features``.
 
-    ``features[name]`` is that module's newest output (B, C, H, W), attached to the graph. The
-    hooks are removed when the block ends, whatever happens in it.
+    ``features[name]`` is the newest output of that module (B, C, H, W), still part of the graph.
+    The hooks are removed when the block ends, also after an error.
 
     Raises:
-        InputError: the model has no module of that name (the nearest name is offered).
+        InputError: the model has no module of that name; the message offers the nearest name.
     """
     modules = dict(model.named_modules())
     features: dict[str, Tensor] = {}
-    handles = []
-    try:
+    with ExitStack() as hooks:
         for name in names:
             module = modules[choose("module", name, modules)]
-            handles.append(module.register_forward_hook(_keeper(features, name)))
+            hooks.enter_context(module.register_forward_hook(partial(_keep, features, name)))
         yield features
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
 def evaluating(model: Network) -> Iterator[Network]:
-    """Put ``model`` in evaluation mode for the block, and each module back in its own after it.
+    """Put ``model`` into evaluation mode for the block, then restore the mode of each module.
 
-    A function that is no module has no mode and is left as it is.
+    A plain function has no mode and stays as it is.
     """
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     modes = [(module, module.training) for module in modules]
@@ -130,7 +139,7 @@ def evaluating(model: Network) -> Iterator[Network]:
 
 
 def batch_norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
-    """The batch-norm layers by name that keep running statistics, in the order of definition."""
+    """Return by name the batch-norm layers with running statistics, in order of definition."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -139,17 +148,15 @@ def batch_norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of trainable numbers in ``model`` (batch-norm's running statistics are not)."""
+    """Count the numbers in all parameters of ``model``, without batch-norm's running statistics."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _keeper(features: dict[str, Tensor], name: str) -> Callable[[nn.Module, object, Tensor], None]:
-    def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
-        features[name] = output
-
-    return keep
+def _keep(features: dict[str, Tensor], name: str, _: nn.Module, __: object, out: Tensor) -> None:
+    features[name] = out
 
 
-def _blank(model: nn.Module, image_shape: tuple[int, int, int]) -> Tensor:
+def blank(model: nn.Module, image_shape: tuple[int, int, int]) -> Tensor:
+    """Make two black images (2, C, H, W) with the device and dtype of the model's weights."""
     first = next(model.parameters(), torch.empty(0))
     return torch.zeros(2, *image_shape, device=first.device, dtype=first.dtype)

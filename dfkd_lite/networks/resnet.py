@@ -1,4 +1,4 @@
-"""Residual networks in the CIFAR form: a 3x3 stem, no first pooling (He et al. 2016)."""
+"""Residual networks in the CIFAR form: a 3x3 first layer without pooling (He et al. 2016)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class BasicBlock(nn.Module):
-    """conv-BN-ReLU-conv-BN, added to a shortcut, then ReLU; (B, C, H, W) -> (B, C', H/s, W/s)."""
+    """conv-BN-ReLU-conv-BN plus shortcut, then ReLU: (B, C, H, W) -> (B, C', H/s, W/s)."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
@@ -31,10 +31,10 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images (B, ``channels``, H, W) -> logits (B, ``classes``), four stages at H to H/8.
+    """A ResNet: images (B, ``channels``, H, W) -> logits (B, ``classes``).
 
-    ``blocks`` is the number of blocks in each stage: (2, 2, 2, 2) is ResNet-18, (3, 4, 6, 3) is
-    ResNet-34.
+    It has four stages, at H, H/2, H/4 and H/8. ``blocks`` is the number of blocks in each stage:
+    (2, 2, 2, 2) makes ResNet-18, (3, 4, 6, 3) ResNet-34.
     """
 
     def __init__(self, blocks: Sequence[int], classes: int = 10, channels: int = 3) -> None:

@@ -1,4 +1,4 @@
-"""What must be known of a network to feed it: classes, size, and how its images are normalised."""
+"""What must be known to feed a network: its classes, its image size, and the normalisation."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from ..errors import InputError, check_range
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """What a stranger must know to use a network's weights.
+    """What somebody must know to use a network's weights.
 
-    ``network`` is a name for :func:`build` (or a label of your own), ``size`` the side of its
-    square images in pixels, ``mean`` and ``std`` one number a channel for images in [0, 1].
+    ``network`` is a name for :func:`build`, or a label of your own. ``size`` is the side of the
+    square images in pixels. ``mean`` and ``std`` have one number per channel, for images in [0, 1].
+
+    Raises:
+        InputError: a number is out of range, or the lengths do not fit the channels or classes.
     """
 
     network: str
@@ -46,12 +49,12 @@ class NetworkSpec:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
+        """The shape (C, H, W) of one image."""
         return self.channels, self.size, self.size
 
 
 class Statistics(Protocol):
-    """Whatever has the mean and the standard deviation of each channel of images in [0, 1]."""
+    """Any object with the mean and standard deviation of each channel of images in [0, 1]."""
 
     @property
     def mean(self) -> Sequence[float]: ...
@@ -61,14 +64,14 @@ class Statistics(Protocol):
 
 
 def normalise(images: Tensor, of: Statistics) -> Tensor:
-    """``(images - mean) / std`` per channel, as networks expect their input.
+    """Return ``(images - mean) / std`` per channel, the input that networks expect.
 
     Args:
         images: float (..., C, H, W), usually in [0, 1].
-        of: a :class:`NetworkSpec` or a data set, with C numbers in each of ``mean`` and ``std``.
+        of: a :class:`NetworkSpec` or a data set; ``mean`` and ``std`` have C numbers each.
 
     Raises:
-        InputError: the number of channels differs, or a deviation is not above zero.
+        InputError: the number of channels differs, or a standard deviation is not above zero.
     """
     channels = images.shape[-3] if images.ndim >= 3 else 0
     if not channels == len(of.mean) == len(of.std):
@@ -83,10 +86,9 @@ def normalise(images: Tensor, of: Statistics) -> Tensor:
 
 
 class FromPixels(nn.Module):
-    """A network with its normalisation: images (B, C, H, W) in [0, 1] -> logits (B, K).
+    """A network together with its normalisation: images (B, C, H, W) in [0, 1] -> logits (B, K).
 
-    Whoever has no ``NetworkSpec`` at hand can forget the normalisation: the most common reason for
-    wrong answers.
+    With it nobody can forget the normalisation, the most common reason for wrong answers.
     """
 
     def __init__(self, model: nn.Module, spec: Statistics) -> None:

@@ -10,10 +10,10 @@ from ..errors import InputError
 
 
 class VGG(nn.Module):
-    """Images (B, ``channels``, H, W) -> logits (B, ``classes``), five stages at H to H/16.
+    """VGG-11: images (B, ``channels``, H, W) -> logits (B, ``classes``); H and W are at least 16.
 
-    Max-pooling stands between the stages; the last stage is averaged, so that images from 16 px
-    upwards fit.
+    It has five stages, at H, H/2, H/4, H/8 and H/16, with max-pooling between them. The last stage
+    is averaged over positions, so that images of any size from 16 px fit.
     """
 
     def __init__(self, classes: int = 10, channels: int = 3) -> None:
@@ -28,8 +28,8 @@ class VGG(nn.Module):
         self.fc = nn.Linear(512, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        if min(x.shape[-2:]) < 16:
-            raise InputError(f"VGG-11 halves its input 4 times: 16 px or more, not {x.shape[-1]}.")
+        if (side := min(x.shape[-2:])) < 16:
+            raise InputError(f"VGG-11 halves its input 4 times: give 16 px or more, not {side}.")
         x = self.stage5(self.stage4(self.stage3(self.stage2(self.stage1(x)))))
         return self.fc(self.flatten(self.pool(x)))
 
@@ -40,6 +40,6 @@ def _stage(*widths: int) -> nn.Sequential:
 
 
 def _convolution(channels_in: int, channels_out: int) -> list[nn.Module]:
-    # The bias stays, although batch-norm cancels it: published parameter counts include it.
+    # Batch-norm cancels the bias, but published parameter counts include it, so it stays.
     conv = nn.Conv2d(channels_in, channels_out, 3, padding=1)
     return [conv, nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True)]

@@ -8,10 +8,10 @@ from ..errors import InputError
 
 
 class PreActivationBlock(nn.Module):
-    """BN-ReLU-conv twice, added to a shortcut; shapes (B, C, H, W) -> (B, C', H/s, W/s).
+    """A residual block (BN-ReLU-conv twice + shortcut): (B, C, H, W) -> (B, C', H/s, W/s).
 
-    Where the shape changes, the shortcut is a 1x1 convolution of the *activated* input, as in the
-    original code; elsewhere it is the input itself.
+    If the shape changes, the shortcut is a 1x1 convolution of the *activated* input, as in the
+    original code. Otherwise it is the input itself.
     """
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
@@ -35,8 +35,9 @@ class PreActivationBlock(nn.Module):
 class WideResNet(nn.Module):
     """WRN-``depth``-``widen``: images (B, ``channels``, H, W) -> logits (B, ``classes``).
 
-    Three stages of (depth - 4) / 6 blocks with 16k, 32k and 64k channels, at H, H/2 and H/4.
-    ``relu`` gives the features that are pooled and classified: the last stage for a CAM.
+    It has three stages of (depth - 4) / 6 blocks, with 16k, 32k and 64k channels (k = ``widen``),
+    at H, H/2 and H/4. ``relu`` gives the features that are pooled and classified: the last stage
+    for CAMs.
 
     Raises:
         InputError: ``depth`` is not 6n + 4.

@@ -1,4 +1,4 @@
-"""The networks by name."""
+"""Build networks by name."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from .resnet import ResNet
 from .vgg import VGG
 from .wide_resnet import WideResNet
 
-#: The names of the compared papers; any other wrn-d-k, such as wrn-10-1, can be built too.
+#: Networks of the papers we compare with. Any other wrn-d-k, such as wrn-10-1, can be built too.
 NETWORKS = ("wrn-16-1", "wrn-16-2", "wrn-40-1", "wrn-40-2", "resnet-18", "resnet-34", "vgg-11")
 
 
 def build(name: str, classes: int, channels: int = 3, size: int = 32) -> nn.Module:
-    """A freshly initialised network by name: ``wrn-16-1``, ``resnet-18``, ``vgg-11``, ...
+    """Build a network by its name (``wrn-16-1``, ``resnet-18``, ``vgg-11``, ...), not yet trained.
 
-    Initial weights come from torch's global random state: seed it before. ``size`` in pixels is
-    only checked against what the network can read.
+    The initial weights come from torch's global random state, so seed that first. ``size``, in
+    pixels, is only checked: is it large enough for the network?
 
     Raises:
-        InputError: unknown name (the nearest is offered), or a number out of range.
+        InputError: the name is unknown (the nearest is offered), or a number is out of range.
     """
     check_range("classes", classes, 2)
     check_range("channels", channels, 1)
