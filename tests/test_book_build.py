@@ -360,7 +360,7 @@ def test_open_points_link_to_the_list_of_them(small_book):
     (small_book.book / "_toc.yml").write_text(
         "format: jb-book\nroot: index\nchapters:\n  - file: A-reading-notes\n"
     )
-    notes = "# Notes\n\n## The seventeen points\n\nText.\n"
+    notes = "# Notes\n\n## The open points\n\nText.\n"
     (small_book.book / "A-reading-notes.md").write_text(notes)
     (small_book.book / "index.md").write_text(
         "# A page\n\nSee open points 6, 8 and 9: by Eq. 6.\n\n$$x\\tag{6}$$\n"
@@ -369,8 +369,8 @@ def test_open_points_link_to_the_list_of_them(small_book):
     page, notes = (
         (small_book.html / f"{n}.html").read_text() for n in ("index", "A-reading-notes")
     )
-    link = r'<a[^>]* href="A-reading-notes.html#the-seventeen-points"><?[^<]*open points 6, 8 and 9'
-    assert re.search(link, page) and 'id="the-seventeen-points"' in notes
+    link = r'<a[^>]* href="A-reading-notes.html#the-open-points"><?[^<]*open points 6, 8 and 9'
+    assert re.search(link, page) and 'id="the-open-points"' in notes
     assert equation_links(page) == [("#eq-6", "Eq. 6")]
 
 

@@ -17,7 +17,7 @@ TAG = re.compile(r"\\tag\{(\d+)\}")
 # "Eq. 6", "Eqs. 4 to 6", "Eqs. 10, 11 and 14"
 MENTION = re.compile(r"Eqs?\.\s\d+(?:(?:,\s(?:and\s)?|\sto\s|\sand\s|\sor\s)\d+)*")
 OPEN_POINT = re.compile(r"[Oo]pen points? \d+(?:(?:,\s(?:and\s)?|\sto\s|\sand\s)\d+)*")
-POINTS = ("A-reading-notes", "the-seventeen-points")  # page and heading of the list
+POINTS = ("A-reading-notes", "the-open-points")  # page and heading of the list
 NUMBER = re.compile(r"(?:Eqs?\.\s)?\d+")
 # no links inside headings, other links, code, or the targets of the table of contents
 CLOSED = (nodes.title, nodes.reference, nodes.literal, nodes.literal_block, nodes.raw)
