@@ -1,10 +1,12 @@
-"""Does MSARC keep a student from a shortcut? One record a seed below data/records/shortcut/.
+"""Does MSARC keep a student from a shortcut? One record a seed below data/records/.
 
-    python benchmarks/shortcut.py --seeds 0 1 2
+    python benchmarks/shortcut.py --seeds 0 1 2              # data/records/shortcut
+    python benchmarks/shortcut.py --seeds 0 1 2 --controls   # data/records/shortcut-controls
 
 The teacher never saw the shortcut. Students learn from its answers on a few real images, with a
 white square that tells the class or without it, for several beta of Eq. 17; they are examined on
-test images without a square, with one that tells the truth, and with one that lies.
+test images without a square, with one that tells the truth, and with one that lies. The controls
+learn without maps: is it the maps that help, or a stronger demand on the logits, or more steps?
 """
 
 from __future__ import annotations
@@ -20,10 +22,11 @@ from torch import nn
 
 from dfkd_lite.data import ImageData, Split, load
 from dfkd_lite.data.shortcut import lying_marks, plant_shortcut
-from dfkd_lite.distill import DistillConfig, distill
+from dfkd_lite.distill import Distillation, DistillConfig
 from dfkd_lite.experiments.trained import trained_teacher
+from dfkd_lite.kd import kl_divergence, squared_distance
 from dfkd_lite.measure.evaluate import accuracy, predict
-from dfkd_lite.methods import GivenConfig
+from dfkd_lite.methods import Given, GivenConfig
 from dfkd_lite.presets import preset
 from dfkd_lite.records import RECORDS, environment, plain, write_record
 
@@ -32,17 +35,43 @@ BETAS = (0.0, 0.01, 0.1, 0.3, 1.0)
 CLEAN_BETAS = (0.0, 0.1)  # the same without a square: what MSARC does where there is no shortcut
 
 
+#: Losses without maps, on images with the square.
+CONTROLS = ("KL + 0.1 squared distance", "squared distance", "10 KL", "KL, twice the episodes")
+
+
+class Control(Given):
+    """Distillation with a loss on the logits alone, by its name in ``CONTROLS``."""
+
+    loss = "KL"
+
+    def transfer_loss(self, student: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """Return the loss on normalised images (B, C, H, W)."""
+        with torch.no_grad():
+            wanted = self.problem.teacher(images)
+        logits = student(images)
+        if self.loss == "squared distance":
+            total = squared_distance(logits, wanted)
+        else:
+            total = kl_divergence(logits, wanted, self.config.temperature)
+        if self.loss == "10 KL":
+            total = 10 * total
+        if self.loss == "KL + 0.1 squared distance":
+            total = total + 0.1 * squared_distance(logits, wanted)
+        return total, {"kd": total.detach()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--controls", action="store_true")
     parser.add_argument("--out", type=Path, default=RECORDS)
     options = parser.parse_args()
     for seed in options.seeds:
-        record = run(load("digits"), seed)
+        record = run(load("digits"), seed, options.controls)
         print(write_record(record, options.out), flush=True)
 
 
-def run(data: ImageData, seed: int) -> dict[str, Any]:
+def run(data: ImageData, seed: int, controls: bool = False) -> dict[str, Any]:
     where, started = environment(), datetime.now(UTC).isoformat(timespec="seconds")
     lite, rng = preset("lite"), torch.Generator().manual_seed(seed)
     teacher, spec = trained_teacher(data, lite, seed)
@@ -62,15 +91,18 @@ def run(data: ImageData, seed: int) -> dict[str, Any]:
     config = replace(lite.distill, episodes=30, warm_up=0, shift=0, seed=seed, measure_every=30)
     planted = plant_shortcut(images, labels)
     last: dict[str, Any] = {"teacher": examine(teacher)}
-    for kind, pool, betas in (("planted", planted, BETAS), ("clean", images, CLEAN_BETAS)):
-        for beta in betas:
+    pools = {"planted": planted} if controls else {"planted": planted, "clean": images}
+    for kind, pool in pools.items():
+        for beta in BETAS if kind == "planted" else CLEAN_BETAS:
             student = taught(teacher, lite.student, spec, config, pool, beta)
             last[f"{kind}, beta {beta:g}"] = examine(student)
-            print(
-                f"seed {seed}, {kind}, beta {beta:g}: {last[f'{kind}, beta {beta:g}']}", flush=True
-            )
+    for loss in CONTROLS if controls else ():
+        student = taught(teacher, lite.student, spec, config, planted, 0.0, loss)
+        last[f"planted, {loss}"] = examine(student)
+    for name, scores in last.items():
+        print(f"seed {seed}, {name}: {scores}", flush=True)
     return {
-        "experiment": "shortcut",
+        "experiment": "shortcut-controls" if controls else "shortcut",
         "name": f"digits_seed{seed}",
         "seed": seed,
         "data": {"name": data.name, "size": data.size, "test_images": len(data.test)},
@@ -82,10 +114,22 @@ def run(data: ImageData, seed: int) -> dict[str, Any]:
 
 
 def taught(
-    teacher: nn.Module, student: str, spec: Any, config: DistillConfig, pool: Any, beta: float
+    teacher: nn.Module,
+    student: str,
+    spec: Any,
+    config: DistillConfig,
+    pool: Any,
+    beta: float,
+    loss: str = "",
 ) -> nn.Module:
+    if loss == "KL, twice the episodes":
+        config = replace(config, episodes=2 * config.episodes)
     method = GivenConfig(pool, config.batch_size, beta=beta)
-    return distill(teacher, student, spec, config, method, progress=False).student
+    started = Distillation(teacher, student, spec, config, method)
+    if loss:
+        started.method = Control(started.method.problem, method)
+        started.method.loss = loss
+    return started.run(progress=False).student
 
 
 if __name__ == "__main__":
