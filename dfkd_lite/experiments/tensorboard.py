@@ -6,10 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-
 from ..cam import explain
 from ..distill import Distillation
 from ..errors import InputError
@@ -42,12 +38,6 @@ class TensorBoard:
         self._open = partial(SummaryWriter, str(folder))
         self._writer: SummaryWriter | None = None
 
-    @property
-    def writer(self) -> SummaryWriter:
-        """What writes the files, from the first call on."""
-        assert self._writer is not None
-        return self._writer
-
     def __call__(self, run: Distillation, row: dict[str, float]) -> None:
         episode = int(row["episode"])
         if self._writer is None:
@@ -55,25 +45,21 @@ class TensorBoard:
             self._writer = self._open(purge_step=episode)
         for name, value in row.items():
             if name != "episode":
-                self.writer.add_scalar(name, value, episode)
+                self._writer.add_scalar(name, value, episode)
         if "accuracy" in row:
-            self._pictures(run, episode)
-
-    def _pictures(self, run: Distillation, episode: int) -> None:
-        images = run.pool.newest(IMAGES)
-        self.writer.add_image("images", tile(images.cpu(), IMAGES), episode, dataformats="HWC")
-        maps = {}
-        for name, network in (("teacher", run.teacher), ("student", run.evaluated_student)):
-            layers = find_layers(network, run.spec.image_shape)
-            maps[name] = explain(network, run.normalise(images), layers)[1][-1]
-        figure = cam_overlay(images, maps)
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-        self.writer.add_image("maps", pixels, episode, dataformats="HWC")
-        plt.close(figure)
+            _add_pictures(self._writer, run, episode)
 
     def close(self) -> None:
         """Write out what is held back."""
         if self._writer is not None:
             self._writer.close()
+
+
+def _add_pictures(writer: SummaryWriter, run: Distillation, episode: int) -> None:
+    images = run.pool.newest(IMAGES)
+    writer.add_image("images", tile(images.cpu(), IMAGES), episode, dataformats="HWC")
+    maps = {}
+    for name, network in (("teacher", run.teacher), ("student", run.evaluated_student)):
+        layers = find_layers(network, run.spec.image_shape)
+        maps[name] = explain(network, run.normalise(images), layers)[1][-1]
+    writer.add_figure("maps", cam_overlay(images, maps), episode)
