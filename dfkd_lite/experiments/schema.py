@@ -33,28 +33,17 @@ _SCALARS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "flo
 
 @dataclass(frozen=True)
 class Source:
-    """A parsed file: its content as plain data, and the nodes that know their lines."""
+    """A parsed file: its content as plain data, and the line of each piece, counted from 0."""
 
     path: Path
     content: dict[str, Any]
-    node: yaml.MappingNode
+    lines: dict[Where, int]
 
     def line(self, where: Where) -> int:
-        """The line of ``where``, or of the nearest piece around it; the first is 1."""
-        node: yaml.Node = self.node
-        line = node.start_mark.line
-        for step in where:
-            if isinstance(node, yaml.MappingNode):
-                pairs = [(key, value) for key, value in node.value if key.value == step]
-            elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
-                pairs = [(item, item) for item in node.value[step : step + 1]]
-            else:
-                pairs = []
-            if not pairs:
-                break
-            (named, node), *_ = pairs
-            line = named.start_mark.line
-        return line + 1
+        """Return the line of ``where``, or of the nearest piece around it; the first is 1."""
+        while where not in self.lines:
+            where = where[:-1]
+        return self.lines[where] + 1
 
     def refuse(self, where: Where, message: str) -> InputError:
         """Make an error that begins with the file and the line of ``where``."""
@@ -120,7 +109,8 @@ def parse(path: Path) -> Source:
         if not isinstance(node, yaml.MappingNode):
             problem = "an experiment is lines of 'name: value', 'about' first."
             raise _Refused(node.start_mark.line if node else 0, problem)
-        return Source(path, _plain(node, ""), node)
+        lines: dict[Where, int] = {}
+        return Source(path, _plain(node, (), lines), lines)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}).") from None
     except UnicodeDecodeError as error:
@@ -159,11 +149,12 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def _plain(node: yaml.Node, name: str) -> Any:
-    """What a node says, as plain data."""
+def _plain(node: yaml.Node, where: Where, lines: dict[Where, int]) -> Any:
+    """Turn the node at ``where`` into plain data, and note the line of each piece in ``lines``."""
     line, kind = node.start_mark.line, node.tag.rpartition(":")[2]
+    lines.setdefault(where, line)
     if isinstance(node, yaml.SequenceNode) and kind == "seq":
-        return [_plain(item, f"{name}.{number}") for number, item in enumerate(node.value)]
+        return [_plain(item, (*where, number), lines) for number, item in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode) and kind == "map":
         found: dict[str, Any] = {}
         for key, value in node.value:
@@ -172,8 +163,10 @@ def _plain(node: yaml.Node, name: str) -> Any:
                 raise _Refused(line, f"'{key.value}' is no name: names are text, in quotes.")
             if key.value in found:
                 raise _Refused(line, f"'{key.value}' is given twice.")
-            found[key.value] = _plain(value, f"{name}.{key.value}".removeprefix("."))
+            lines[*where, key.value] = line
+            found[key.value] = _plain(value, (*where, key.value), lines)
         return found
+    name = ".".join(map(str, where))
     if node.tag not in _SCALARS:
         raise _Refused(line, f"this is a {kind}: give text in quotes, numbers, lists.")
     try:
