@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -138,13 +139,9 @@ def select(runs: list[Run], only: list[str]) -> list[Run]:
 def _found(path: str | Path) -> Path:
     given = Path(path)
     known = {p.stem: p for p in sorted(EXPERIMENTS.glob("*.yaml"))}
-    try:
-        if given.is_file():
-            return given
-        folder = given.is_dir()
-    except (OSError, ValueError):  # a name that no file can have
-        raise InputError(f"There is no file {str(path)[:60]}...") from None
-    if folder:
+    if os.path.isfile(given):  # Path's own raises where no file can have such a name
+        return given
+    if os.path.isdir(given):
         raise InputError(f"{given} is a folder: name one file.")
     if given.suffix or len(given.parts) > 1:
         near = difflib.get_close_matches(given.stem, known, n=1, cutoff=0.4)
@@ -235,9 +232,9 @@ class _Variant:
             data=self.data.name,
             size=self.data.size,
             **self.networks,
-            teach=self.part("teach", self.base.teach, seed),
-            distill=self.part("distill", self.base.distill, seed),
-            method=self.part("method", self.base.method),
+            teach=replace(self.part("teach"), seed=seed),
+            distill=replace(self.part("distill"), seed=seed),
+            method=self.part("method"),
             threads=self.threads,
             changes=self.changes(),
             paper=self.paper,
@@ -287,13 +284,13 @@ class _Variant:
                 names = tuple(axis.split("."))
                 yield nested({names: value}), where, len(names)
 
-    def part(self, name: str, settings: Any, seed: int | None = None) -> Any:
-        """The settings of one part with their changes; a refusal names the line to blame."""
-        changes = self.tree.get(name, {}) | ({} if seed is None else {"seed": seed})
+    def part(self, name: str) -> Any:
+        """Change the preset's settings of one part; a refusal names the line to blame."""
+        settings, changes = getattr(self.base, name), self.tree.get(name, {})
         try:
             return changed(settings, changes, (name,))
         except SettingError as error:
-            guilty, message = blamed(settings, self.tree.get(name, {}), error)
+            guilty, message = blamed(settings, changes, error)
             where = self.places.get((name, *guilty), self.where)
             raise self.source.refuse(where, message) from None
 
