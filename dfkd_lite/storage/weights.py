@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import DivergedError, InputError
 from ..networks import NetworkSpec, build
+from ..settings import checked
 from .files import write_bytes
 
 _RESERVED = ("format", "spec")  # metadata keys that save_network writes itself
@@ -161,16 +161,8 @@ def _parse_spec(path: Path, text: str | None) -> NetworkSpec:
             "the network yourself and use load_weights."
         )
     try:
-        fields: dict[str, Any] = json.loads(text)
-        for key in ("mean", "std", "class_names"):
-            fields[key] = tuple(fields[key])
-        spec = NetworkSpec(**fields)
-        if not isinstance(spec.network, str) or not all(
-            type(n) is int for n in (spec.classes, spec.channels, spec.size)
-        ):
-            raise TypeError("its name must be text, and classes, channels, size whole numbers")
-        return spec
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        return NetworkSpec(**checked(NetworkSpec, json.loads(text)))
+    except (TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{path} describes its network in a way that cannot be understood ({error}); save it "
             "again with save_network."
