@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -85,19 +84,16 @@ def _require_packages() -> None:
 
 
 def _exported(network: nn.Module, images: Tensor) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.onnx"
-        program: Any = torch.onnx.export(
-            network,
-            (images,),
-            dynamo=True,
-            input_names=["pixels"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-            verbose=False,
-        )
-        program.save(path, external_data=False)
-        return path.read_bytes()
+    program: Any = torch.onnx.export(
+        network,
+        (images,),
+        dynamo=True,
+        input_names=["pixels"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        verbose=False,
+    )
+    return program.model_proto.SerializeToString()
 
 
 def _run(content: bytes, pixels: Tensor) -> Any:
