@@ -141,12 +141,8 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
         local = torch.var_mean(full(x), dim=(0, 2, 3), correction=0)
         average, variance = pooled_statistics(local[1], local[0])
         self._remember(average.detach(), variance.detach(), x.numel() // x.shape[1] * count())
-        scale = torch.rsqrt(variance + self.eps)
-        if self.affine:
-            scale = scale * self.weight
-            offset = self.bias - average * scale
-        else:
-            offset = -average * scale
+        scale = torch.rsqrt(variance + self.eps) * (self.weight if self.affine else 1)
+        offset = (self.bias if self.affine else 0) - average * scale
         return (x * scale[:, None, None] + offset[:, None, None]).to(x.dtype)
 
     @torch.no_grad()
