@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -92,21 +92,18 @@ def _say(text: str, stream: TextIO | None = None) -> None:
 def _watched(run: Run, place: Place, log: str | None) -> Iterator[Place]:
     if log is None or parallel.rank() > 0:
         yield place
-        return
-    board = TensorBoard(place.folder(run) / "tensorboard")
-    try:
-        yield replace(place, watch=board)
-    finally:
-        board.close()
+    else:
+        with closing(TensorBoard(place.folder(run) / "tensorboard")) as board:
+            yield replace(place, watch=board)
 
 
 def _outcome(record: dict[str, Any]) -> str:
     if record["diverged"]:
         return "diverged"
-    last = {role: report["accuracy"] for role, report in record["last"].items()}
+    teacher, student = (record["last"][role]["accuracy"] for role in ("teacher", "student"))
     minutes = record["seconds"]["distil"] / 60
     return (
-        f"teacher {last['teacher']:.2%}, student {last['student']:.2%} at the last step, "
+        f"teacher {teacher:.2%}, student {student:.2%} at the last step, "
         f"distilled in {minutes:.1f} min"
     )
 
@@ -126,18 +123,17 @@ def _forecast(runs: list[Run], place: Place) -> None:
     for run in runs:
         state = _state(run, place)
         line = f"{run.name}: {state}"
-        if state != "recorded":
-            cost = _cost(run, place, costs)
-            if cost is None:
-                unknown += 1
-                line += f", cost unknown: no data '{run.data}' here (--data {run.data}=PATH)"
-            else:
-                line += f", about {_duration(cost.student_seconds(run))}"
-                total += cost.student_seconds(run)
-                if find_teacher(load_data(run, place), run.teacher, run.teach) is None:
-                    teachers[f"{run.data} {run.size} {run.teacher} {run.teach}"] = (
-                        cost.teacher_seconds(run)
-                    )
+        if state == "recorded":
+            pass
+        elif (cost := _cost(run, place, costs)) is None:
+            unknown += 1
+            line += f", cost unknown: no data '{run.data}' here (--data {run.data}=PATH)"
+        else:
+            line += f", about {_duration(cost.student_seconds(run))}"
+            total += cost.student_seconds(run)
+            if find_teacher(load_data(run, place), run.teacher, run.teach) is None:
+                key = f"{run.data} {run.size} {run.teacher} {run.teach}"
+                teachers[key] = cost.teacher_seconds(run)
         print(line)
     if teachers:
         print(f"{len(teachers)} teachers to train, about {_duration(sum(teachers.values()))}")
