@@ -208,7 +208,7 @@ class _Variant:
         self.data = self.data_choice()
         self.networks = {role: self.network(role) for role in ("teacher", "student")}
         self.places: dict[Where, Where] = {}  # the way to a setting -> its place in the file
-        self.tree = self.settings()
+        self.tree, self.changes = self.settings()
         self.paper = self.paper_cell()
         self.threads = file.threads
         words = [cell.name] if cell is not None else []
@@ -236,7 +236,7 @@ class _Variant:
             distill=replace(self.part("distill"), seed=seed),
             method=self.part("method"),
             threads=self.threads,
-            changes=self.changes(),
+            changes=self.changes,
             paper=self.paper,
         )
 
@@ -267,22 +267,19 @@ class _Variant:
 
     # --- settings
 
-    def settings(self) -> dict[str, Any]:
-        """The file's, the cell's and the grid's settings, each checked where it stands."""
-        tree: dict[str, Any] = {}
-        for changes, where, skip in self.said_settings():
-            found, places = self.source.settings(self.method, changes, where, skip)
-            tree = merged(tree, found)
-            self.places |= places
-        return tree
-
-    def said_settings(self) -> Iterator[tuple[dict[str, Any], Where, int]]:
-        for where, level in self.levels:
-            yield level.settings, (*where, "settings"), 0
+    def settings(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Check each setting where it stands; give all, and those of cell and grid alone."""
+        said = [((*where, "settings"), level.settings, 0) for where, level in self.levels]
         for axis, (where, value) in self.point.items():
             if axis not in AXES:
                 names = tuple(axis.split("."))
-                yield nested({names: value}), where, len(names)
+                said.append((where, nested({names: value}), len(names)))
+        tree: dict[str, Any] = {}
+        for where, changes, skip in said:
+            found, places = self.source.settings(self.method, changes, where, skip)
+            tree = merged(tree, found)
+            self.places |= places
+        return tree, merged(*(changes for _, changes, _ in said[1:]))
 
     def part(self, name: str) -> Any:
         """Change the preset's settings of one part; a refusal names the line to blame."""
@@ -293,11 +290,6 @@ class _Variant:
             guilty, message = blamed(settings, changes, error)
             where = self.places.get((name, *guilty), self.where)
             raise self.source.refuse(where, message) from None
-
-    def changes(self) -> dict[str, Any]:
-        """What the cell and the grid change in the file's settings."""
-        said = [changes for changes, where, _ in self.said_settings() if where != ("settings",)]
-        return merged(*said)
 
     # --- the paper's number
 
