@@ -199,10 +199,8 @@ def _stem(data: ImageData, network: str, config: TeachConfig) -> str:
 
 def _find_student(name: str, made_with: dict[str, Any]) -> Path | None:
     """The shipped or kept file of that name, if it was made with the same settings."""
-    for path in (SHIPPED / "students" / name, data_root() / "students" / name):
-        if path.is_file() and _fits(path, made_with):
-            return path
-    return None
+    paths = (folder / "students" / name for folder in (SHIPPED, data_root()))
+    return next((path for path in paths if path.is_file() and _fits(path, made_with)), None)
 
 
 def _fits(path: Path, made_with: dict[str, Any]) -> bool:
