@@ -14,15 +14,12 @@ from ..networks import FromPixels, NetworkSpec, evaluating
 from ..storage.files import write_bytes
 from ..storage.weights import check_finite
 
+TOLERANCE = 1e-4  # largest difference allowed, relative to the largest logit
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
 def export_onnx(
-    model: nn.Module,
-    spec: NetworkSpec,
-    path: str | Path,
-    check: Tensor | None = None,
-    tolerance: float = 1e-4,
+    model: nn.Module, spec: NetworkSpec, path: str | Path, check: Tensor | None = None
 ) -> float:
     """Write ``model`` as ONNX; its input ``pixels`` is (B, C, H, W) in [0, 1], B free.
 
@@ -31,7 +28,6 @@ def export_onnx(
 
     Args:
         check: further images (B, C, H, W) in [0, 1], such as synthetic ones.
-        tolerance: largest difference allowed, relative to the largest logit.
 
     Returns:
         The largest difference found, relative to the largest logit.
@@ -52,10 +48,10 @@ def export_onnx(
         content = _exported(network, images.to(device))
     found = [torch.from_numpy(_run(content, batch)) for batch in batches]
     worst = max(_difference(a, b) for a, b in zip(found, wanted, strict=True))
-    if not worst <= tolerance:
+    if not worst <= TOLERANCE:
         raise InputError(
             f"The exported file answers differently from the network (by {worst:.2g} of the "
-            f"largest logit; {tolerance:g} is allowed): it was not kept."
+            f"largest logit; {TOLERANCE:g} is allowed): it was not kept."
         )
     write_bytes(path, content)
     return worst
