@@ -20,12 +20,10 @@ from ..experiments.tensorboard import TensorBoard
 from ..experiments.trained import find_teacher
 from ..records import RECORDS
 
-Add = Callable[..., argparse.ArgumentParser]
 
-
-def add_commands(add: Add) -> None:
-    """Put ``run`` and ``report`` among the commands; ``add`` is the parser's way to do so."""
-    parser = add("run", run_file, "do the runs of an experiment file, one record each")
+def add_commands(commands: Any, common: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add ``run`` and ``report`` to the commands; ``common`` makes the parser of one."""
+    parser = common(commands, "run", run_file, "do the runs of an experiment file, one record each")
     parser.add_argument("file", help=f"a YAML file, or a name in {EXPERIMENTS.name}/")
     _selection(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what would run and its cost")
@@ -39,7 +37,7 @@ def add_commands(add: Add) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs"), help="checkpoints (%(default)s)")
     parser.add_argument("--log", choices=("tensorboard",), help="also write event files to --work")
 
-    parser = add("report", report, "set records beside the paper's numbers")
+    parser = common(commands, "report", report, "set records beside the paper's numbers")
     parser.add_argument("file", nargs="*", help="experiment files or names (all that ship)")
     _selection(parser)
     parser.add_argument("--html", type=Path, help="also write a page with table and figure")

@@ -221,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--network", required=True, help="file written by dfkd teach or distill")
     add.add_argument("--onnx", default="runs/student.onnx", help="file to write (%(default)s)")
 
-    cli_experiments.add_commands(lambda *about: _common(commands, *about))
+    cli_experiments.add_commands(commands, _common)
     cli_course.add_commands(commands, _common)
     return parser
 
