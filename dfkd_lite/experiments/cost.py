@@ -39,14 +39,11 @@ def measure_cost(run: Run, place: Place, data: ImageData) -> Cost:
 
     The first of each is not counted, the fastest of the others is; compilation is left out.
     """
-    with threads(run.threads):
-        return Cost(_epoch(run, place, data), *_episode(run, place, data))
-
-
-def _epoch(run: Run, place: Place, data: ImageData) -> float:
     device = resolve_device(place.device)
-    teaching = Teaching(run.teacher, data, replace(run.teach, compile=False), device)
-    return teaching.time_step() * -(-len(data.train) // run.teach.batch_size)
+    with threads(run.threads):
+        teaching = Teaching(run.teacher, data, replace(run.teach, compile=False), device)
+        epoch = teaching.time_step() * -(-len(data.train) // run.teach.batch_size)
+        return Cost(epoch, *_episode(run, place, data))
 
 
 def _episode(run: Run, place: Place, data: ImageData) -> tuple[float, float]:
