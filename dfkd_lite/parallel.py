@@ -1,4 +1,4 @@
-"""One run on several processes: every batch is split, and every mean is taken over all of it.
+"""Spreads one run over processes: each batch is split, and each mean is taken over all of it.
 
 Started by ``accelerate launch -m dfkd_lite run ...`` (gloo on the CPU, NCCL on GPUs). Each process
 draws the same random numbers, works on its own part of each batch, and averages gradients,
@@ -40,23 +40,23 @@ def start(device: str = "auto") -> None:
 
 
 def count() -> int:
-    """How many processes work on this run."""
+    """Count the processes that work on this run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is; 0 is the one that measures, writes and reports."""
+    """Give the number of this process; 0 is the one that measures, writes and reports."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def wait() -> None:
-    """Until all processes are here."""
+    """Wait until all processes are here."""
     if count() > 1:
         dist.barrier()
 
 
 def mine(batch: Tensor) -> Tensor:
-    """This process's part of a batch that all of them have drawn alike: (B, ...) -> (B / n, ...).
+    """Take this process's part of a batch that all have drawn alike: (B, ...) -> (B / n, ...).
 
     Raises:
         InputError: the batch cannot be split evenly.
@@ -79,7 +79,7 @@ def check_split(batch_size: int) -> None:
 
 
 def gathered(batch: Tensor) -> Tensor:
-    """The parts of all processes in order: the inverse of :func:`mine`; no gradient."""
+    """Join the parts of all processes in order, as the inverse of :func:`mine`; no gradient."""
     if count() == 1:
         return batch
     parts = [torch.empty_like(batch, memory_format=torch.contiguous_format) for _ in range(count())]
@@ -88,12 +88,12 @@ def gathered(batch: Tensor) -> Tensor:
 
 
 def mean(x: Tensor) -> Tensor:
-    """The mean of ``x`` over the processes, with gradient (of any order) to each one's own."""
+    """Average ``x`` over the processes, with gradient (of any order) to each one's own."""
     return x if count() == 1 else _Mean.apply(x)
 
 
 class _Mean(torch.autograd.Function):
-    """Each output is the mean of all inputs, so each input's gradient is that of all outputs."""
+    """Averages over the processes: the numbers forward, their gradients backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 def pooled_statistics(mean_: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance (C,) of the whole batch from those of this process's part."""
+    """Work out mean and biased variance (C,) of the whole batch from those of each part."""
     if count() == 1:
         return mean_, variance
     both = mean(mean_)
@@ -130,9 +130,9 @@ def pooled_statistics(mean_: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class SynchronisedBatchNorm2d(nn.BatchNorm2d):
-    """Batch-norm whose statistics in training are those of the whole batch, on any device.
+    """Normalises with the statistics of the whole batch in training, on any device.
 
-    (torch's own needs a GPU.)
+    torch's own needs a GPU.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The commands for experiments: ``dfkd run`` and ``dfkd report``."""
+"""Runs experiments and reports on them: the commands ``dfkd run`` and ``dfkd report``."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _selection(parser: argparse.ArgumentParser) -> None:
 
 
 def run_file(options: argparse.Namespace) -> None:
-    """``dfkd run FILE``: everything that has no record yet, in order."""
+    """Do all runs of a file that have no record yet, in order: ``dfkd run FILE``."""
     parallel.start(options.device)
     runs = select(read_experiment(options.file), options.only)
     place = Place(
@@ -114,7 +114,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _forecast(runs: list[Run], place: Place) -> None:
-    """What would run, and for how long on this machine, one run after another."""
+    """Print what would run, and how long it would take here, one run after another."""
     costs: dict[Any, Cost | None] = {}
     teachers: dict[str, float] = {}
     unknown, total = 0, 0.0
@@ -147,7 +147,7 @@ def _state(run: Run, place: Place) -> str:
 
 
 def _cost(run: Run, place: Place, known: dict[Any, Cost | None]) -> Cost | None:
-    """Measured once for all runs that differ in nothing but the seed."""
+    """Measure the cost of a run, once for all runs that differ only in the seed."""
     settings = replace(run.teach, seed=0), replace(run.distill, seed=0), run.method
     key = (run.data, run.size, run.teacher, run.student, repr(settings), run.threads)
     if key not in known:
@@ -165,7 +165,7 @@ def _duration(seconds: float) -> str:
 
 
 def report(options: argparse.Namespace) -> None:
-    """``dfkd report``: a table in the terminal, and files where asked for."""
+    """Print the table of measured runs, and write it to the files asked for: ``dfkd report``."""
     files = options.file or sorted(EXPERIMENTS.glob("*.yaml"))
     runs = [run for file in files for run in read_experiment(file)]
     table = rows(select(runs, options.only), options.records)

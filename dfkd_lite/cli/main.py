@@ -1,4 +1,4 @@
-"""The command ``dfkd``: teach a teacher, distil it without its data, evaluate both."""
+"""Teaches a teacher, distils it without its data, evaluates both: the command ``dfkd``."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ it learns, for your eyes; no step and no choice of checkpoint depends on it.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code (2 for input that cannot be used, 130 for Ctrl-C)."""
+    """Run the command and return its exit code (2: input that cannot be used, 130: Ctrl-C)."""
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
@@ -154,7 +154,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _methods(options: argparse.Namespace) -> None:
-    """What ``--method`` knows: a line each, and what making images costs as published."""
+    """List the methods that ``--method`` knows, with what making images costs as published."""
     print(f"{'name':13} {'year':5} {'cost':>7}  {'idea':66} source")
     for name, method in METHODS.items():
         if method.about is not None:

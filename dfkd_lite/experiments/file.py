@@ -1,4 +1,4 @@
-"""What is to be measured, as a file: one YAML -> a list of runs, each fully spelled out.
+"""Reads an experiment file: one YAML -> a list of runs, each fully spelled out.
 
 A file names data, networks, method and seeds, changes settings of a preset, and may vary any of
 them: ``cells`` lists variants by name, ``grid`` multiplies lists. Everything is checked when the
@@ -55,7 +55,7 @@ RUNNABLE = tuple(name for name in METHODS if name != "given")
 
 @dataclass(frozen=True)
 class Run:
-    """One teacher, one student, one seed: everything that its result depends on.
+    """Holds one teacher, one student, one seed: everything that the result depends on.
 
     ``experiment`` is the file's name and the folder of the record, ``name`` the record's own;
     ``variant`` says what is special about it, the same for all seeds, and ``title`` says it in
@@ -83,12 +83,12 @@ class Run:
 
     @property
     def method_name(self) -> str:
-        """The method's name in the registry."""
+        """Look up the method's name in the registry."""
         return next(name for name in METHODS if METHODS[name].Config is type(self.method))
 
 
 def read_experiment(path: str | Path) -> list[Run]:
-    """All runs of an experiment file, in the order in which it names them.
+    """Read all runs of an experiment file, in the order in which it names them.
 
     ``path`` is a file, or the name of one in :data:`EXPERIMENTS`.
 
@@ -113,7 +113,7 @@ def read_experiment(path: str | Path) -> list[Run]:
 
 
 def select(runs: list[Run], only: list[str]) -> list[Run]:
-    """The runs that fit every ``key=value`` of ``only``, such as ``seed=0`` or ``variant=full``.
+    """Choose the runs that fit every ``key=value`` of ``only``, such as ``seed=0``.
 
     Keys (in small or capital letters): name, variant, seed, data, teacher, student, method.
 
@@ -151,7 +151,7 @@ def _found(path: str | Path) -> Path:
 
 
 def _check_grid(source: Source, file: File) -> None:
-    """Axes that exist, and do not say the same thing twice."""
+    """Refuse axes that do not exist, and axes or values that say the same thing twice."""
     for axis, values in file.grid.items():
         where = ("grid", axis)
         if axis not in AXES and axis.partition(".")[0] not in PARTS:
@@ -182,7 +182,7 @@ def _variants(source: Source, file: File) -> Iterator[_Variant]:
 
 
 class _Variant:
-    """A cell at one point of the grid. Remembers where in the file each choice was made."""
+    """Makes the runs of a cell at one point of the grid, and knows where the file says what."""
 
     def __init__(
         self,
@@ -268,7 +268,7 @@ class _Variant:
     # --- settings
 
     def settings(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Check each setting where it stands; give all, and those of cell and grid alone."""
+        """Check each setting where it stands; return all, and those of cell and grid alone."""
         said = [((*where, "settings"), level.settings, 0) for where, level in self.levels]
         for axis, (where, value) in self.point.items():
             if axis not in AXES:
@@ -317,7 +317,7 @@ _NOT_ACCURACIES = ("resolution", "classes", "lambda")
 
 
 def _accuracy(column: str, number: str) -> float | None:
-    """A cell of the paper's tables, in percent, as an accuracy in 0..1; None: it is empty."""
+    """Turn a cell of the paper's tables, in percent, into an accuracy in 0..1; None: empty."""
     with suppress(ValueError):
         accuracy = float(number) / 100 if number else None
         if column not in _NOT_ACCURACIES and (accuracy is None or 0 < accuracy <= 1):
@@ -326,9 +326,9 @@ def _accuracy(column: str, number: str) -> float | None:
 
 
 def blamed(settings: Any, changes: dict[str, Any], error: InputError) -> tuple[Names, str]:
-    """Which of several changes is to blame, and for what.
+    """Find which of several changes is to blame, and for what.
 
-    The last one without which the others are accepted; else the first that is refused alone.
+    It is the last one without which the others are accepted; else the first that is refused alone.
     """
     said = leaves(changes)
 

@@ -1,4 +1,4 @@
-"""Reading an experiment's YAML: plain data, the line of each piece, and what may stand there."""
+"""Reads an experiment's YAML as plain data with lines, and checks what may stand there."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SCALARS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "flo
 
 @dataclass(frozen=True)
 class Source:
-    """A parsed file: its content as plain data, and the line of each piece, counted from 0."""
+    """Holds a parsed file: its content as plain data, and the line of each piece, from 0."""
 
     path: Path
     content: dict[str, Any]
@@ -58,7 +58,7 @@ class Source:
             raise self.refuse(where, str(error)) from None
 
     def validated(self, kind: Any, value: Any, where: Where) -> Any:
-        """``value``, found at ``where``, as ``kind``: a model or another type.
+        """Turn ``value``, found at ``where``, into ``kind``: a model or another type.
 
         Raises:
             InputError: the first thing that does not fit, with its line.
@@ -74,7 +74,7 @@ class Source:
     def settings(
         self, method: str, changes: dict[str, Any], where: Where, skip: int = 0
     ) -> tuple[dict[str, Any], dict[Where, Where]]:
-        """Settings found at ``where``, checked, and the place of each in the file.
+        """Check settings found at ``where``; return them, and the place of each in the file.
 
         ``skip`` names of the way to a setting stand in ``where`` already, joined by dots.
 
@@ -97,7 +97,7 @@ class Source:
 
 
 def parse(path: Path) -> Source:
-    """Read a file.
+    """Read a YAML file.
 
     Raises:
         InputError: it is not UTF-8, not YAML, or holds more than mappings, lists, text, numbers.
@@ -127,7 +127,7 @@ def parse(path: Path) -> Source:
 
 
 class _Refused(Exception):
-    """YAML that is not read: the line, from 0, and what to say of it."""
+    """Refuses a piece of YAML: holds its line, from 0, and what to say of it."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -183,7 +183,7 @@ def _plain(node: yaml.Node, where: Where, lines: dict[Where, int]) -> Any:
 
 
 class Strict(BaseModel):
-    """Knows its names and their types, and takes nothing else."""
+    """Refuses names that it does not know."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -194,14 +194,14 @@ Name = Annotated[str, Field(min_length=1, max_length=120, pattern=r"[A-Za-z0-9]"
 
 
 class Data(Strict):
-    """A data set by name, and the side of its images in pixels."""
+    """Names a data set, and the side of its images in pixels."""
 
     name: Text
     size: Annotated[int, Field(ge=SIZES[0], le=SIZES[1])] | None = None
 
 
 def data(value: Any) -> Any:
-    """``pathmnist@64`` as a name and a size; anything else as it is."""
+    """Split ``pathmnist@64`` into a name and a size; return what is no text as it is."""
     if not isinstance(value, str):
         return value
     name, at, size = value.rpartition("@")
@@ -213,7 +213,7 @@ DataChoice = Annotated[Data, BeforeValidator(data)]
 
 
 class Paper(Strict):
-    """A number of the paper's to set beside: of one row of a table."""
+    """Points to a number of the paper to set beside: a table, a row and a column."""
 
     table: Name
     row: dict[str, str]
@@ -222,7 +222,7 @@ class Paper(Strict):
 
 
 class Choices(Strict):
-    """What the file as a whole and each cell can say; what is not said is the preset's."""
+    """Lists what the file as a whole and each cell can say; the rest is the preset's."""
 
     preset: Name = "lite"
     data: DataChoice = Data(name="none")
@@ -234,13 +234,13 @@ class Choices(Strict):
 
 
 class Cell(Choices):
-    """A variant."""
+    """Describes a variant."""
 
     name: Name
 
 
 class File(Choices):
-    """A whole experiment."""
+    """Describes a whole experiment."""
 
     about: Text
     seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field(min_length=1)
@@ -266,14 +266,14 @@ def _sentence(error: Any, place: Where) -> str:
 
 
 def _names_at(place: Where) -> list[str]:
-    """The names that can stand in the mapping at ``place``."""
+    """List the names that can stand in the mapping at ``place``."""
     inside: dict[str, type[BaseModel]] = {"cells": Cell, "data": Data, "paper": Paper}
     found = [inside[part] for part in place if isinstance(part, str) and part in inside]
     return list((found or [File])[-1].model_fields)
 
 
 def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings, later ones over earlier ones."""
+    """Merge nested mappings, later ones over earlier ones."""
     result: dict[str, Any] = {}
     for tree in trees:
         for key, value in tree.items():

@@ -1,4 +1,4 @@
-"""A run as TensorBoard event files: losses and signs, the newest images, where both look."""
+"""Writes a run as TensorBoard event files: its history, its newest images, activation maps."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ IMAGES = 8  # how many of the newest are shown
 
 
 class TensorBoard:
-    """Call it after each episode with the run and its row of the history; close it at the end.
+    """Writes event files: call it after each episode with the run and its row of the history.
 
-    Everything in the row goes to a curve of its name. Whenever the row has an ``accuracy``, the
-    newest images and the activation maps of teacher and student at their last stage are added.
+    Close it at the end. Everything in the row goes to a curve of its name. Whenever the row has an
+    ``accuracy``, the newest images and the activation maps of teacher and student at their last
+    stage are added.
 
     Raises:
         InputError: the package tensorboard is not installed.
@@ -50,7 +51,7 @@ class TensorBoard:
             _add_pictures(self._writer, run, episode)
 
     def close(self) -> None:
-        """Write out what is held back."""
+        """Write out what is held back, and close the files."""
         if self._writer is not None:
             self._writer.close()
 

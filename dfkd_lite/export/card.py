@@ -1,4 +1,4 @@
-"""A model card: what a stranger must know before using a student, as Markdown."""
+"""Writes a model card: what a stranger must know before using a student, as Markdown."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def model_card(
     measured: Mapping[str, float] | None = None,
     measured_on: str = "",
 ) -> str:
-    """The card's text.
+    """Write the text of a student's card.
 
     Args:
         name: what the student is called.
@@ -91,7 +91,7 @@ def model_card(
 
 
 def write_card(path: str | Path, text: str) -> None:
-    """Write a card, whole or not at all."""
+    """Write a card to a file, whole or not at all."""
     write_bytes(path, text.encode())
 
 

@@ -1,4 +1,4 @@
-"""A network as an ONNX file that anyone can run, proved equal to the network before it is kept."""
+"""Exports a network as an ONNX file, which is kept only if it answers as the network does."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 def export_onnx(
     model: nn.Module, spec: NetworkSpec, path: str | Path, check: Tensor | None = None
 ) -> float:
-    """Write ``model`` as ONNX; its input ``pixels`` is (B, C, H, W) in [0, 1], B free.
+    """Write ``model`` as an ONNX file; its input ``pixels`` is (B, C, H, W) in [0, 1], B free.
 
     The file is run with ONNX Runtime on random images, and on ``check`` if given; it gets its name
     only when all logits agree with the model's.
@@ -58,7 +58,7 @@ def export_onnx(
 
 
 def run_onnx(path: str | Path, pixels: Tensor) -> Tensor:
-    """Logits (B, K) of an exported file for images (B, C, H, W) in [0, 1], by ONNX Runtime."""
+    """Run an exported file with ONNX Runtime: images (B, C, H, W) in [0, 1] -> logits (B, K)."""
     _require_packages()
     path = Path(path)
     if not path.is_file():
@@ -67,7 +67,7 @@ def run_onnx(path: str | Path, pixels: Tensor) -> Tensor:
 
 
 def can_export() -> bool:
-    """Whether the packages of the extra ``export`` are installed."""
+    """Check whether the packages of the extra ``export`` are installed."""
     return all(importlib.util.find_spec(name) is not None for name in _NEEDED)
 
 
