@@ -36,7 +36,6 @@ from .schema import (
     Cell,
     Choices,
     Data,
-    DataChoice,
     File,
     Source,
     Where,
@@ -249,7 +248,7 @@ class _Variant:
         if "data" not in self.said:
             raise self.source.refuse((), "'data' is missing: name the data set.")
         where, value = self.said["data"]
-        return value if isinstance(value, Data) else self.source.validated(DataChoice, value, where)
+        return value if isinstance(value, Data) else self.source.validated(Data, value, where)
 
     def network(self, role: str) -> str:
         where, name = self.said.get(role, ((), getattr(self.base, role)))

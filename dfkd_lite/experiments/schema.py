@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 from ..data import SIZES
 from ..distill import DistillConfig
@@ -182,37 +182,28 @@ def _plain(node: yaml.Node, where: Where, lines: dict[Where, int]) -> Any:
 # --- What may stand in it ----------------------------------------------------------------------
 
 
-class Strict(BaseModel):
-    """Refuses names that it does not know."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
 Text = Annotated[str, Field(min_length=1)]
 #: What becomes a part of a file's name.
 Name = Annotated[str, Field(min_length=1, max_length=120, pattern=r"[A-Za-z0-9]")]
 
 
-class Data(Strict):
-    """Names a data set, and the side of its images in pixels."""
+class Data(BaseModel, extra="forbid"):
+    """Names a data set, and the side of its images in pixels; also as ``pathmnist@64``."""
 
     name: Text
     size: Annotated[int, Field(ge=SIZES[0], le=SIZES[1])] | None = None
 
-
-def data(value: Any) -> Any:
-    """Split ``pathmnist@64`` into a name and a size; return what is no text as it is."""
-    if not isinstance(value, str):
-        return value
-    name, at, size = value.rpartition("@")
-    number = size.isascii() and size.isdigit()
-    return {"name": name, "size": int(size)} if at and number else {"name": value}
-
-
-DataChoice = Annotated[Data, BeforeValidator(data)]
+    @model_validator(mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        name, at, size = value.rpartition("@")
+        number = size.isascii() and size.isdigit()
+        return {"name": name, "size": int(size)} if at and number else {"name": value}
 
 
-class Paper(Strict):
+class Paper(BaseModel, extra="forbid"):
     """Points to a number of the paper to set beside: a table, a row and a column."""
 
     table: Name
@@ -221,11 +212,11 @@ class Paper(Strict):
     differs: str = ""  # what is not as in the paper: resolution, version of the data
 
 
-class Choices(Strict):
+class Choices(BaseModel, extra="forbid"):
     """Lists what the file as a whole and each cell can say; the rest is the preset's."""
 
     preset: Name = "lite"
-    data: DataChoice = Data(name="none")
+    data: Data = Data(name="none")
     teacher: Name = ""
     student: Name = ""
     method: Name = "fssc"
