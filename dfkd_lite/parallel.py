@@ -1,4 +1,4 @@
-"""Share one run among several processes: every batch is split, every mean is over all of it.
+"""Spreads one run over processes: each batch is split, and each mean is taken over all of it.
 
 ``accelerate launch -m dfkd_lite run ...`` starts them (gloo on the CPU, NCCL on GPUs). All draw the
 same random numbers. Each works on its part of each batch and averages gradients, batch-norm
@@ -40,12 +40,12 @@ def start(device: str = "auto") -> None:
 
 
 def count() -> int:
-    """Return how many processes work on this run."""
+    """Count the processes that work on this run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Return the number of this process; 0 measures, writes and reports."""
+    """Give the number of this process; 0 is the one that measures, writes and reports."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -56,7 +56,7 @@ def wait() -> None:
 
 
 def mine(batch: Tensor) -> Tensor:
-    """Return this process's part of a batch that all have drawn alike: (B, ...) -> (B / n, ...).
+    """Take this process's part of a batch that all have drawn alike: (B, ...) -> (B / n, ...).
 
     Raises:
         InputError: the batch cannot be split evenly.
@@ -75,7 +75,7 @@ def check_split(batch_size: int) -> None:
 
 
 def gathered(batch: Tensor) -> Tensor:
-    """Join the parts of all processes in order, without gradient: the inverse of :func:`mine`."""
+    """Join the parts of all processes in order, as the inverse of :func:`mine`; no gradient."""
     if count() == 1:
         return batch
     parts = [torch.empty_like(batch, memory_format=torch.contiguous_format) for _ in range(count())]
@@ -84,12 +84,12 @@ def gathered(batch: Tensor) -> Tensor:
 
 
 def mean(x: Tensor) -> Tensor:
-    """Return the mean of ``x`` over the processes, with gradient (of any order) to each."""
+    """Average ``x`` over the processes, with gradient (of any order) to each one's own."""
     return x if count() == 1 else _Mean.apply(x)
 
 
 class _Mean(torch.autograd.Function):
-    """The mean of all inputs as each output; an input's gradient is the mean of all outputs'."""
+    """Averages over the processes: the numbers forward, their gradients backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 def pooled_statistics(mean_: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and biased variance (C,) of the whole batch from those of this process's part."""
+    """Work out mean and biased variance (C,) of the whole batch from those of each part."""
     if count() == 1:
         return mean_, variance
     both = mean(mean_)
@@ -126,9 +126,9 @@ def pooled_statistics(mean_: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class SynchronisedBatchNorm2d(nn.BatchNorm2d):
-    """Batch-norm with the statistics of the whole batch in training, on any device.
+    """Normalises with the statistics of the whole batch in training, on any device.
 
-    (torch's own needs a GPU.)
+    torch's own needs a GPU.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -137,12 +137,8 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
         local = torch.var_mean(full(x), dim=(0, 2, 3), correction=0)
         average, variance = pooled_statistics(local[1], local[0])
         self._remember(average.detach(), variance.detach(), x.numel() // x.shape[1] * count())
-        scale = torch.rsqrt(variance + self.eps)
-        if self.affine:
-            scale = scale * self.weight
-            offset = self.bias - average * scale
-        else:
-            offset = -average * scale
+        scale = torch.rsqrt(variance + self.eps) * (self.weight if self.affine else 1)
+        offset = (self.bias if self.affine else 0) - average * scale
         return (x * scale[:, None, None] + offset[:, None, None]).to(x.dtype)
 
     @torch.no_grad()

@@ -268,7 +268,7 @@ def edited_spec(**fields) -> str:
         ("[]", "cannot be understood"),
         (edited_spec(mean=None), "cannot be understood"),
         (edited_spec(classes="4"), "cannot be understood"),
-        (edited_spec(size=16.5), "whole numbers"),
+        (edited_spec(size=16.5), "'size' is 16.5; expected: valid integer"),
         (edited_spec(std=[0.0]), "cannot be understood"),
         (edited_spec(colour=1), "cannot be understood"),
         (edited_spec(network="wrm-10-1"), "no network called 'wrm-10-1'"),

@@ -1,1 +1,1 @@
-"""The command ``dfkd``."""
+"""Holds the command ``dfkd``."""

@@ -1,4 +1,4 @@
-"""The command ``dfkd course``: grade a folder of submissions."""
+"""Grades a folder of submissions: the command ``dfkd course``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def add_commands(commands: Any, common: Callable[..., argparse.ArgumentParser]) 
 
 
 def grade(options: argparse.Namespace) -> None:
-    """``dfkd course grade FOLDER``."""
+    """Grade a folder of submissions, and print one line for each: ``dfkd course grade FOLDER``."""
     from dfkd_course.grade import grade_folder  # the course stands on the package
     from dfkd_course.reading import read_assignment
 

@@ -1,11 +1,11 @@
-"""The commands for experiments: ``dfkd run`` and ``dfkd report``."""
+"""Runs experiments and reports on them: the commands ``dfkd run`` and ``dfkd report``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,12 +19,10 @@ from ..experiments.table import rows, text_table, write_csv, write_html
 from ..experiments.trained import find_teacher
 from ..records import RECORDS
 
-Add = Callable[..., argparse.ArgumentParser]
 
-
-def add_commands(add: Add) -> None:
-    """Put ``run`` and ``report`` among the commands; ``add`` is the parser's way to do so."""
-    parser = add("run", run_file, "do the runs of an experiment file, one record each")
+def add_commands(commands: Any, common: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add ``run`` and ``report`` to the commands; ``common`` makes the parser of one."""
+    parser = common(commands, "run", run_file, "do the runs of an experiment file, one record each")
     parser.add_argument("file", help=f"a YAML file, or a name in {EXPERIMENTS.name}/")
     _selection(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what would run and its cost")
@@ -38,7 +36,7 @@ def add_commands(add: Add) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs"), help="checkpoints (%(default)s)")
     parser.add_argument("--log", choices=("tensorboard",), help="also write event files to --work")
 
-    parser = add("report", report, "set records beside the paper's numbers")
+    parser = common(commands, "report", report, "set records beside the paper's numbers")
     parser.add_argument("file", nargs="*", help="experiment files or names (all that ship)")
     _selection(parser)
     parser.add_argument("--html", type=Path, help="also write a page with table and figure")
@@ -54,7 +52,7 @@ def _selection(parser: argparse.ArgumentParser) -> None:
 
 
 def run_file(options: argparse.Namespace) -> None:
-    """``dfkd run FILE``: everything that has no record yet, in order."""
+    """Do all runs of a file that have no record yet, in order: ``dfkd run FILE``."""
     parallel.start(options.device)
     runs = select(read_experiment(options.file), options.only)
     place = Place(
@@ -94,20 +92,17 @@ def _watched(run: Run, place: Place, log: str | None) -> Iterator[Place]:
         return
     from ..experiments.tensorboard import TensorBoard  # it draws maps with matplotlib
 
-    board = TensorBoard(place.folder(run) / "tensorboard")
-    try:
+    with closing(TensorBoard(place.folder(run) / "tensorboard")) as board:
         yield replace(place, watch=board)
-    finally:
-        board.close()
 
 
 def _outcome(record: dict[str, Any]) -> str:
     if record["diverged"]:
         return "diverged"
-    last = {role: report["accuracy"] for role, report in record["last"].items()}
+    teacher, student = (record["last"][role]["accuracy"] for role in ("teacher", "student"))
     minutes = record["seconds"]["distil"] / 60
     return (
-        f"teacher {last['teacher']:.2%}, student {last['student']:.2%} at the last step, "
+        f"teacher {teacher:.2%}, student {student:.2%} at the last step, "
         f"distilled in {minutes:.1f} min"
     )
 
@@ -120,25 +115,24 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _forecast(runs: list[Run], place: Place) -> None:
-    """What would run, and for how long on this machine, one run after another."""
+    """Print what would run, and how long it would take here, one run after another."""
     costs: dict[Any, Cost | None] = {}
     teachers: dict[str, float] = {}
     unknown, total = 0, 0.0
     for run in runs:
         state = _state(run, place)
         line = f"{run.name}: {state}"
-        if state != "recorded":
-            cost = _cost(run, place, costs)
-            if cost is None:
-                unknown += 1
-                line += f", cost unknown: no data '{run.data}' here (--data {run.data}=PATH)"
-            else:
-                line += f", about {_duration(cost.student_seconds(run))}"
-                total += cost.student_seconds(run)
-                if find_teacher(load_data(run, place), run.teacher, run.teach) is None:
-                    teachers[f"{run.data} {run.size} {run.teacher} {run.teach}"] = (
-                        cost.teacher_seconds(run)
-                    )
+        if state == "recorded":
+            pass
+        elif (cost := _cost(run, place, costs)) is None:
+            unknown += 1
+            line += f", cost unknown: no data '{run.data}' here (--data {run.data}=PATH)"
+        else:
+            line += f", about {_duration(cost.student_seconds(run))}"
+            total += cost.student_seconds(run)
+            if find_teacher(load_data(run, place), run.teacher, run.teach) is None:
+                key = f"{run.data} {run.size} {run.teacher} {run.teach}"
+                teachers[key] = cost.teacher_seconds(run)
         print(line)
     if teachers:
         print(f"{len(teachers)} teachers to train, about {_duration(sum(teachers.values()))}")
@@ -154,7 +148,7 @@ def _state(run: Run, place: Place) -> str:
 
 
 def _cost(run: Run, place: Place, known: dict[Any, Cost | None]) -> Cost | None:
-    """Measured once for all runs that differ in nothing but the seed."""
+    """Measure the cost of a run, once for all runs that differ only in the seed."""
     settings = replace(run.teach, seed=0), replace(run.distill, seed=0), run.method
     key = (run.data, run.size, run.teacher, run.student, repr(settings), run.threads)
     if key not in known:
@@ -172,7 +166,7 @@ def _duration(seconds: float) -> str:
 
 
 def report(options: argparse.Namespace) -> None:
-    """``dfkd report``: a table in the terminal, and files where asked for."""
+    """Print the table of measured runs, and write it to the files asked for: ``dfkd report``."""
     files = options.file or sorted(EXPERIMENTS.glob("*.yaml"))
     runs = [run for file in files for run in read_experiment(file)]
     table = rows(select(runs, options.only), options.records)

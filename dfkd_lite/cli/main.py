@@ -1,4 +1,4 @@
-"""The command ``dfkd``: teach a teacher, distil it without its data, evaluate both."""
+"""Teaches a teacher, distils it without its data, evaluates both: the command ``dfkd``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import nn
 
 from ..data import READERS, ImageData, load
 from ..devices import resolve_device
-from ..distill import Distillation, Measure
+from ..distill import Distillation
 from ..errors import InputError, choose
 from ..export.card import model_card, write_card
 from ..export.onnx import export_onnx
@@ -43,7 +45,7 @@ it learns, for your eyes; no step and no choice of checkpoint depends on it.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code (2 for input that cannot be used, 130 for Ctrl-C)."""
+    """Run the command and return its exit code (2: input that cannot be used, 130: Ctrl-C)."""
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
@@ -70,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _teach(options: argparse.Namespace) -> None:
     chosen = preset(options.preset)
     config = override(chosen.teach, [f"seed={options.seed}", *options.set])
-    data = _data(options)
+    data = _data(options, options.data, options.size)
     network = options.network or chosen.teacher
     model, spec, history = teach(network, data, config, options.device)
     right = accuracy(*predict(model, data.test, spec))
@@ -84,10 +86,14 @@ def _distill(options: argparse.Namespace) -> None:
     teacher, spec = load_network(options.teacher)
     name = choose("method", options.method, [m for m in METHODS if m != "given"])
     chosen = preset(options.preset).of_method(name)
-    config = override(chosen.distill, [f"seed={options.seed}", *_for(options.set, "")])
-    method = override(chosen.method, _for(options.set, "method."))
+    of_method = [text for text in options.set if text.startswith("method.")]
+    of_loop = [text for text in options.set if text not in of_method]
+    config = override(chosen.distill, [f"seed={options.seed}", *of_loop])
+    method = override(chosen.method, [text.removeprefix("method.") for text in of_method])
     student = options.student or chosen.student
-    watched = _watched(options, spec)
+    watched = None
+    if options.watch is not None:
+        watched = _data(options, options.watch, spec.size, spec)
     run = Distillation(
         teacher,
         student,
@@ -95,11 +101,11 @@ def _distill(options: argparse.Namespace) -> None:
         config,
         method,
         options.device,
-        measure=None if watched is None else _accuracy_on(watched, spec),
+        measure=partial(_accuracy, watched, spec) if watched else None,
     )
     folder = Path(options.out)
     result = run.run(folder / "checkpoints", resume=options.resume)
-    student_spec = NetworkSpec(**{**vars(spec), "network": student})
+    student_spec = replace(spec, network=student)
     notes = {"teacher": str(options.teacher), "config": repr(config), "method": repr(method)}
     save_network(folder / "student.safetensors", result.student, student_spec, notes)
     write_json(folder / "history.json", result.history)
@@ -128,17 +134,14 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    device = resolve_device(options.device)
     model, spec = load_network(options.network)
-    teacher = load_network(options.teacher)[0] if options.teacher else None
-    data = _data(options, size=spec.size)
-    _check_data(data, spec)
-    split = {"test": data.test, "train": data.train, "val": data.val}[options.split]
+    teacher = load_network(options.teacher)[0].to(device) if options.teacher else None
+    data = _data(options, options.data, options.size or spec.size, spec)
+    split = getattr(data, options.split)
     if split is None:
         raise InputError(f"{data.name} has no split '{options.split}': use test or train.")
-    device = resolve_device(options.device)
-    report = evaluate(
-        model.to(device), split, spec, None if teacher is None else teacher.to(device)
-    )
+    report = evaluate(model.to(device), split, spec, teacher)
     print(f"{spec.network} on {len(split)} images of {data.name} ({options.split})")
     for name, value in report.items():
         if isinstance(value, float):
@@ -151,7 +154,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _methods(options: argparse.Namespace) -> None:
-    """What ``--method`` knows: a line each, and what making images costs as published."""
+    """List the methods that ``--method`` knows, with what making images costs as published."""
     print(f"{'name':13} {'year':5} {'cost':>7}  {'idea':66} source")
     for name, method in METHODS.items():
         if method.about is not None:
@@ -163,37 +166,21 @@ def _methods(options: argparse.Namespace) -> None:
     print("cost: images sent through the teacher to make images, for each that the student reads")
 
 
-def _for(assignments: list[str], prefix: str) -> list[str]:
-    """The assignments that start with ``prefix``, without it; "" stands for those of the loop."""
-    mine = [a for a in assignments if a.startswith("method.") == bool(prefix)]
-    return [a.removeprefix(prefix) for a in mine]
-
-
-def _data(options: argparse.Namespace, size: int | None = None) -> ImageData:
-    return load(options.data, options.data_root, options.size or size, options.download)
-
-
-def _watched(options: argparse.Namespace, spec: NetworkSpec) -> ImageData | None:
-    if options.watch is None:
-        return None
-    data = load(options.watch, options.data_root, spec.size, options.download)
-    _check_data(data, spec)
-    return data
-
-
-def _check_data(data: ImageData, spec: NetworkSpec) -> None:
-    if (data.classes, data.channels) != (spec.classes, spec.channels):
+def _data(
+    options: argparse.Namespace, name: str, size: int | None, spec: NetworkSpec | None = None
+) -> ImageData:
+    """Read data; with ``spec``, refuse what a network of that kind cannot read."""
+    data = load(name, options.data_root, size, options.download)
+    if spec and (data.classes, data.channels) != (spec.classes, spec.channels):
         raise InputError(
             f"{data.name} has {data.classes} classes and {data.channels} channels, the network "
             f"{spec.classes} and {spec.channels}: give the kind of data it was trained on."
         )
+    return data
 
 
-def _accuracy_on(data: ImageData, spec: NetworkSpec) -> Measure:
-    def measure(model: nn.Module) -> dict[str, float]:
-        return {"accuracy": accuracy(*predict(model, data.test, spec))}
-
-    return measure
+def _accuracy(data: ImageData, spec: NetworkSpec, model: nn.Module) -> dict[str, float]:
+    return {"accuracy": accuracy(*predict(model, data.test, spec))}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -234,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--network", required=True, help="file written by dfkd teach or distill")
     add.add_argument("--onnx", default="runs/student.onnx", help="file to write (%(default)s)")
 
-    cli_experiments.add_commands(lambda *about: _common(commands, *about))
+    cli_experiments.add_commands(commands, _common)
     cli_course.add_commands(commands, _common)
     return parser
 
@@ -269,7 +256,3 @@ def _run_options(parser: argparse.ArgumentParser, example: str) -> None:
         "--set", action="append", default=[], metavar="NAME=VALUE",
         help=f"change a setting of the preset, e.g. {example}; may be repeated",
     )  # fmt: skip
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,1 +1,1 @@
-"""An experiment is a file, a run of it a command, and what came out a record."""
+"""Turns experiment files into runs, runs into records, and records into tables."""

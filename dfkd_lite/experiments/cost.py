@@ -1,4 +1,4 @@
-"""What a run will cost on this machine: a few steps timed, the rest multiplied."""
+"""Estimates what a run will cost on this machine: a few steps are timed, the rest multiplied."""
 
 from __future__ import annotations
 
@@ -18,39 +18,37 @@ ENOUGH = 5.0
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds: of one epoch of the teacher, one synthesis, one step of the student."""
+    """Holds seconds: of one epoch of the teacher, one synthesis, one step of the student."""
 
     epoch: float
     synthesis: float
     student_step: float
 
     def teacher_seconds(self, run: Run) -> float:
-        """Of training the run's teacher."""
+        """Give the seconds of training the run's teacher."""
         return run.teach.epochs * self.epoch
 
     def student_seconds(self, run: Run) -> float:
-        """Of distilling the run's student, measurements left out."""
+        """Give the seconds of distilling the run's student, measurements left out."""
         loop = run.distill
         return loop.episodes * self.synthesis + loop.all_student_steps * self.student_step
 
 
 def measure_cost(run: Run, place: Place, data: ImageData) -> Cost:
-    """Time the parts of ``run`` with networks that have learnt nothing: that costs the same.
+    """Time the parts of ``run`` with untrained networks, which cost the same as trained ones.
 
-    The first of each is not counted, the fastest of the others is; compilation is left out.
+    Each part is timed several times: the first is not counted, and the fastest of the others is
+    taken. Compilation is left out.
     """
-    with threads(run.threads):
-        return Cost(_epoch(run, place, data), *_episode(run, place, data))
-
-
-def _epoch(run: Run, place: Place, data: ImageData) -> float:
     device = resolve_device(place.device)
-    teaching = Teaching(run.teacher, data, replace(run.teach, compile=False), device)
-    return teaching.time_step() * -(-len(data.train) // run.teach.batch_size)
+    with threads(run.threads):
+        teaching = Teaching(run.teacher, data, replace(run.teach, compile=False), device)
+        epoch = teaching.time_step() * -(-len(data.train) // run.teach.batch_size)
+        return Cost(epoch, *_episode(run, place, data))
 
 
 def _episode(run: Run, place: Place, data: ImageData) -> tuple[float, float]:
-    """Episodes of two steps, at a tiny learning rate: networks that know nothing might diverge."""
+    """Time episodes of two steps; the learning rate is tiny, as new networks might diverge."""
     trial = Distillation(
         build(run.teacher, data.classes, data.channels, data.size),
         run.student,

@@ -1,4 +1,4 @@
-"""What is to be measured, as a file: one YAML -> a list of runs, each fully spelled out.
+"""Reads an experiment file: one YAML -> a list of runs, each fully spelled out.
 
 A file names data, networks, method and seeds, changes settings of a preset, and may vary any of
 them: ``cells`` lists variants by name, ``grid`` multiplies lists. Everything is checked when the
@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,6 @@ from .schema import (
     Cell,
     Choices,
     Data,
-    DataChoice,
     File,
     Source,
     Where,
@@ -54,7 +54,7 @@ RUNNABLE = tuple(name for name in METHODS if name != "given")
 
 @dataclass(frozen=True)
 class Run:
-    """One teacher, one student, one seed: everything that its result depends on.
+    """Holds one teacher, one student, one seed: everything that the result depends on.
 
     ``experiment`` is the file's name and the folder of the record, ``name`` the record's own;
     ``variant`` says what is special about it, the same for all seeds, and ``title`` says it in
@@ -82,12 +82,12 @@ class Run:
 
     @property
     def method_name(self) -> str:
-        """The method's name in the registry."""
+        """Look up the method's name in the registry."""
         return next(name for name in METHODS if METHODS[name].Config is type(self.method))
 
 
 def read_experiment(path: str | Path) -> list[Run]:
-    """All runs of an experiment file, in the order in which it names them.
+    """Read all runs of an experiment file, in the order in which it names them.
 
     ``path`` is a file, or the name of one in :data:`EXPERIMENTS`.
 
@@ -112,7 +112,7 @@ def read_experiment(path: str | Path) -> list[Run]:
 
 
 def select(runs: list[Run], only: list[str]) -> list[Run]:
-    """The runs that fit every ``key=value`` of ``only``, such as ``seed=0`` or ``variant=full``.
+    """Choose the runs that fit every ``key=value`` of ``only``, such as ``seed=0``.
 
     Keys (in small or capital letters): name, variant, seed, data, teacher, student, method.
 
@@ -138,13 +138,9 @@ def select(runs: list[Run], only: list[str]) -> list[Run]:
 def _found(path: str | Path) -> Path:
     given = Path(path)
     known = {p.stem: p for p in sorted(EXPERIMENTS.glob("*.yaml"))}
-    try:
-        if given.is_file():
-            return given
-        folder = given.is_dir()
-    except (OSError, ValueError):  # a name that no file can have
-        raise InputError(f"There is no file {str(path)[:60]}...") from None
-    if folder:
+    if os.path.isfile(given):  # Path's own raises where no file can have such a name
+        return given
+    if os.path.isdir(given):
         raise InputError(f"{given} is a folder: name one file.")
     if given.suffix or len(given.parts) > 1:
         near = difflib.get_close_matches(given.stem, known, n=1, cutoff=0.4)
@@ -154,7 +150,7 @@ def _found(path: str | Path) -> Path:
 
 
 def _check_grid(source: Source, file: File) -> None:
-    """Axes that exist, and do not say the same thing twice."""
+    """Refuse axes that do not exist, and axes or values that say the same thing twice."""
     for axis, values in file.grid.items():
         where = ("grid", axis)
         if axis not in AXES and axis.partition(".")[0] not in PARTS:
@@ -185,7 +181,7 @@ def _variants(source: Source, file: File) -> Iterator[_Variant]:
 
 
 class _Variant:
-    """A cell at one point of the grid. Remembers where in the file each choice was made."""
+    """Makes the runs of a cell at one point of the grid, and knows where the file says what."""
 
     def __init__(
         self,
@@ -211,7 +207,7 @@ class _Variant:
         self.data = self.data_choice()
         self.networks = {role: self.network(role) for role in ("teacher", "student")}
         self.places: dict[Where, Where] = {}  # the way to a setting -> its place in the file
-        self.tree = self.settings()
+        self.tree, self.changes = self.settings()
         self.paper = self.paper_cell()
         self.threads = file.threads
         words = [cell.name] if cell is not None else []
@@ -235,11 +231,11 @@ class _Variant:
             data=self.data.name,
             size=self.data.size,
             **self.networks,
-            teach=self.part("teach", self.base.teach, seed),
-            distill=self.part("distill", self.base.distill, seed),
-            method=self.part("method", self.base.method),
+            teach=replace(self.part("teach"), seed=seed),
+            distill=replace(self.part("distill"), seed=seed),
+            method=self.part("method"),
             threads=self.threads,
-            changes=self.changes(),
+            changes=self.changes,
             paper=self.paper,
         )
 
@@ -252,7 +248,7 @@ class _Variant:
         if "data" not in self.said:
             raise self.source.refuse((), "'data' is missing: name the data set.")
         where, value = self.said["data"]
-        return value if isinstance(value, Data) else self.source.validated(DataChoice, value, where)
+        return value if isinstance(value, Data) else self.source.validated(Data, value, where)
 
     def network(self, role: str) -> str:
         where, name = self.said.get(role, ((), getattr(self.base, role)))
@@ -270,37 +266,29 @@ class _Variant:
 
     # --- settings
 
-    def settings(self) -> dict[str, Any]:
-        """The file's, the cell's and the grid's settings, each checked where it stands."""
-        tree: dict[str, Any] = {}
-        for changes, where, skip in self.said_settings():
-            found, places = self.source.settings(self.method, changes, where, skip)
-            tree = merged(tree, found)
-            self.places |= places
-        return tree
-
-    def said_settings(self) -> Iterator[tuple[dict[str, Any], Where, int]]:
-        for where, level in self.levels:
-            yield level.settings, (*where, "settings"), 0
+    def settings(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Check each setting where it stands; return all, and those of cell and grid alone."""
+        said = [((*where, "settings"), level.settings, 0) for where, level in self.levels]
         for axis, (where, value) in self.point.items():
             if axis not in AXES:
                 names = tuple(axis.split("."))
-                yield nested({names: value}), where, len(names)
+                said.append((where, nested({names: value}), len(names)))
+        tree: dict[str, Any] = {}
+        for where, changes, skip in said:
+            found, places = self.source.settings(self.method, changes, where, skip)
+            tree = merged(tree, found)
+            self.places |= places
+        return tree, merged(*(changes for _, changes, _ in said[1:]))
 
-    def part(self, name: str, settings: Any, seed: int | None = None) -> Any:
-        """The settings of one part with their changes; a refusal names the line to blame."""
-        changes = self.tree.get(name, {}) | ({} if seed is None else {"seed": seed})
+    def part(self, name: str) -> Any:
+        """Change the preset's settings of one part; a refusal names the line to blame."""
+        settings, changes = getattr(self.base, name), self.tree.get(name, {})
         try:
             return changed(settings, changes, (name,))
         except SettingError as error:
-            guilty, message = blamed(settings, self.tree.get(name, {}), error)
+            guilty, message = blamed(settings, changes, error)
             where = self.places.get((name, *guilty), self.where)
             raise self.source.refuse(where, message) from None
-
-    def changes(self) -> dict[str, Any]:
-        """What the cell and the grid change in the file's settings."""
-        said = [changes for changes, where, _ in self.said_settings() if where != ("settings",)]
-        return merged(*said)
 
     # --- the paper's number
 
@@ -328,7 +316,7 @@ _NOT_ACCURACIES = ("resolution", "classes", "lambda")
 
 
 def _accuracy(column: str, number: str) -> float | None:
-    """A cell of the paper's tables, in percent, as an accuracy in 0..1; None: it is empty."""
+    """Turn a cell of the paper's tables, in percent, into an accuracy in 0..1; None: empty."""
     with suppress(ValueError):
         accuracy = float(number) / 100 if number else None
         if column not in _NOT_ACCURACIES and (accuracy is None or 0 < accuracy <= 1):
@@ -337,9 +325,9 @@ def _accuracy(column: str, number: str) -> float | None:
 
 
 def blamed(settings: Any, changes: dict[str, Any], error: InputError) -> tuple[Names, str]:
-    """Which of several changes is to blame, and for what.
+    """Find which of several changes is to blame, and for what.
 
-    The last one without which the others are accepted; else the first that is refused alone.
+    It is the last one without which the others are accepted; else the first that is refused alone.
     """
     said = leaves(changes)
 

@@ -1,4 +1,4 @@
-"""One run of an experiment -> one record: teach or load, distil without data, measure, write."""
+"""Does one run and writes its record: teach or load, distil without data, measure, write."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Watch = Callable[[Distillation, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class Place:
-    """Where runs read and write, and on what.
+    """Says where runs read and write, and on what device.
 
     ``data`` gives a path for a data set's name; ``records`` is the folder of finished runs,
     ``work`` that of checkpoints and students. ``watch`` is called after each episode with the run
@@ -62,11 +62,11 @@ class Place:
     watch: Watch | None = None
 
     def folder(self, run: Run) -> Path:
-        """Checkpoints and student of one run."""
+        """Give the folder of one run's checkpoints and student."""
         return self.work / run.experiment / run.name
 
     def record(self, run: Run) -> Path:
-        """Where the run's record is, or will be."""
+        """Give the path where the run's record is, or will be."""
         return record_path(run.experiment, run.name, self.records)
 
     def is_recorded(self, run: Run) -> bool:
@@ -75,7 +75,7 @@ class Place:
 
 
 def load_data(run: Run, place: Place) -> ImageData:
-    """The run's data under its own name, wherever it lies.
+    """Load the run's data, under its own name wherever it lies.
 
     Raises:
         InputError: it is not here; the message says how to give its path.
@@ -94,7 +94,7 @@ def _loaded(source: str, size: int | None, download: bool) -> ImageData:
 
 
 def teach_run(run: Run, place: Place, data: ImageData | None = None) -> tuple[Any, ...]:
-    """The run's teacher, its spec and its card: loaded, or trained and kept (by one process)."""
+    """Load the run's teacher, spec and card; one process trains and keeps what is missing."""
     data = data or load_data(run, place)
     with threads(run.threads):
         if parallel.rank() == 0:
@@ -106,7 +106,7 @@ def teach_run(run: Run, place: Place, data: ImageData | None = None) -> tuple[An
 
 
 def execute(run: Run, place: Place) -> dict[str, Any]:
-    """Do ``run`` from where it stands and write its record, which is also returned.
+    """Do what is left of ``run``, write its record, and return the record.
 
     A run that diverges leaves a record that says so. With ``place.resume`` a run that was cut off
     goes on from its newest checkpoint, to the same result.
@@ -161,7 +161,7 @@ def execute(run: Run, place: Place) -> dict[str, Any]:
 def _distil(
     run: Run, place: Place, data: ImageData, teacher: nn.Module, spec: NetworkSpec
 ) -> dict[str, Any]:
-    """The part of the record that is measured."""
+    """Distil the student, and return the part of the record that is measured."""
     batch = run.method.synthesis_batch
 
     def measure(student: nn.Module) -> dict[str, float]:
@@ -209,7 +209,7 @@ def _distil(
 
 
 def best_on_test(history: list[dict[str, float]]) -> dict[str, Any] | None:
-    """The best accuracy seen on the way. Whoever reports it has used the test images to choose."""
+    """Find the best accuracy seen on the way; it is no result, as test images chose it."""
     rows = [row for row in history if row.get("accuracy") is not None]
     if not rows:
         return None
@@ -219,7 +219,7 @@ def best_on_test(history: list[dict[str, float]]) -> dict[str, Any] | None:
 
 
 def phases(history: list[dict[str, float]]) -> dict[str, float]:
-    """Seconds of the whole run by phase; a run that was cut off counts all its parts."""
+    """Add up the seconds of the whole run by phase, over all parts of a run that was cut off."""
     total = sum(row["seconds"] for row in history)
     synthesise = sum(row["seconds_synthesise"] for row in history)
     measure = sum(row.get("seconds_measure", 0.0) for row in history)
@@ -233,7 +233,7 @@ def phases(history: list[dict[str, float]]) -> dict[str, float]:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """torch's threads on the CPU within the block."""
+    """Set the number of torch's threads on the CPU for the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,4 +1,4 @@
-"""Reading an experiment's YAML: plain data, the line of each piece, and what may stand there."""
+"""Reads an experiment's YAML as plain data with lines, and checks what may stand there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 from ..data import SIZES
 from ..distill import DistillConfig
@@ -33,28 +33,17 @@ _SCALARS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "flo
 
 @dataclass(frozen=True)
 class Source:
-    """A parsed file: its content as plain data, and the nodes that know their lines."""
+    """Holds a parsed file: its content as plain data, and the line of each piece, from 0."""
 
     path: Path
     content: dict[str, Any]
-    node: yaml.MappingNode
+    lines: dict[Where, int]
 
     def line(self, where: Where) -> int:
-        """The line of ``where``, or of the nearest piece around it; the first is 1."""
-        node: yaml.Node = self.node
-        line = node.start_mark.line
-        for step in where:
-            if isinstance(node, yaml.MappingNode):
-                pairs = [(key, value) for key, value in node.value if key.value == step]
-            elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
-                pairs = [(item, item) for item in node.value[step : step + 1]]
-            else:
-                pairs = []
-            if not pairs:
-                break
-            (named, node), *_ = pairs
-            line = named.start_mark.line
-        return line + 1
+        """Return the line of ``where``, or of the nearest piece around it; the first is 1."""
+        while where not in self.lines:
+            where = where[:-1]
+        return self.lines[where] + 1
 
     def refuse(self, where: Where, message: str) -> InputError:
         """Make an error that begins with the file and the line of ``where``."""
@@ -69,7 +58,7 @@ class Source:
             raise self.refuse(where, str(error)) from None
 
     def validated(self, kind: Any, value: Any, where: Where) -> Any:
-        """``value``, found at ``where``, as ``kind``: a model or another type.
+        """Turn ``value``, found at ``where``, into ``kind``: a model or another type.
 
         Raises:
             InputError: the first thing that does not fit, with its line.
@@ -85,7 +74,7 @@ class Source:
     def settings(
         self, method: str, changes: dict[str, Any], where: Where, skip: int = 0
     ) -> tuple[dict[str, Any], dict[Where, Where]]:
-        """Settings found at ``where``, checked, and the place of each in the file.
+        """Check settings found at ``where``; return them, and the place of each in the file.
 
         ``skip`` names of the way to a setting stand in ``where`` already, joined by dots.
 
@@ -108,7 +97,7 @@ class Source:
 
 
 def parse(path: Path) -> Source:
-    """Read a file.
+    """Read a YAML file.
 
     Raises:
         InputError: it is not UTF-8, not YAML, or holds more than mappings, lists, text, numbers.
@@ -120,7 +109,8 @@ def parse(path: Path) -> Source:
         if not isinstance(node, yaml.MappingNode):
             problem = "an experiment is lines of 'name: value', 'about' first."
             raise _Refused(node.start_mark.line if node else 0, problem)
-        return Source(path, _plain(node, ""), node)
+        lines: dict[Where, int] = {}
+        return Source(path, _plain(node, (), lines), lines)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}).") from None
     except UnicodeDecodeError as error:
@@ -137,7 +127,7 @@ def parse(path: Path) -> Source:
 
 
 class _Refused(Exception):
-    """YAML that is not read: the line, from 0, and what to say of it."""
+    """Refuses a piece of YAML: holds its line, from 0, and what to say of it."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -159,11 +149,12 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def _plain(node: yaml.Node, name: str) -> Any:
-    """What a node says, as plain data."""
+def _plain(node: yaml.Node, where: Where, lines: dict[Where, int]) -> Any:
+    """Turn the node at ``where`` into plain data, and note the line of each piece in ``lines``."""
     line, kind = node.start_mark.line, node.tag.rpartition(":")[2]
+    lines.setdefault(where, line)
     if isinstance(node, yaml.SequenceNode) and kind == "seq":
-        return [_plain(item, f"{name}.{number}") for number, item in enumerate(node.value)]
+        return [_plain(item, (*where, number), lines) for number, item in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode) and kind == "map":
         found: dict[str, Any] = {}
         for key, value in node.value:
@@ -172,8 +163,10 @@ def _plain(node: yaml.Node, name: str) -> Any:
                 raise _Refused(line, f"'{key.value}' is no name: names are text, in quotes.")
             if key.value in found:
                 raise _Refused(line, f"'{key.value}' is given twice.")
-            found[key.value] = _plain(value, f"{name}.{key.value}".removeprefix("."))
+            lines[*where, key.value] = line
+            found[key.value] = _plain(value, (*where, key.value), lines)
         return found
+    name = ".".join(map(str, where))
     if node.tag not in _SCALARS:
         raise _Refused(line, f"this is a {kind}: give text in quotes, numbers, lists.")
     try:
@@ -189,38 +182,29 @@ def _plain(node: yaml.Node, name: str) -> Any:
 # --- What may stand in it ----------------------------------------------------------------------
 
 
-class Strict(BaseModel):
-    """Knows its names and their types, and takes nothing else."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
 Text = Annotated[str, Field(min_length=1)]
 #: What becomes a part of a file's name.
 Name = Annotated[str, Field(min_length=1, max_length=120, pattern=r"[A-Za-z0-9]")]
 
 
-class Data(Strict):
-    """A data set by name, and the side of its images in pixels."""
+class Data(BaseModel, extra="forbid"):
+    """Names a data set, and the side of its images in pixels; also as ``pathmnist@64``."""
 
     name: Text
     size: Annotated[int, Field(ge=SIZES[0], le=SIZES[1])] | None = None
 
-
-def data(value: Any) -> Any:
-    """``pathmnist@64`` as a name and a size; anything else as it is."""
-    if not isinstance(value, str):
-        return value
-    name, at, size = value.rpartition("@")
-    number = size.isascii() and size.isdigit()
-    return {"name": name, "size": int(size)} if at and number else {"name": value}
-
-
-DataChoice = Annotated[Data, BeforeValidator(data)]
+    @model_validator(mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        name, at, size = value.rpartition("@")
+        number = size.isascii() and size.isdigit()
+        return {"name": name, "size": int(size)} if at and number else {"name": value}
 
 
-class Paper(Strict):
-    """A number of the paper's to set beside: of one row of a table."""
+class Paper(BaseModel, extra="forbid"):
+    """Points to a number of the paper to set beside: a table, a row and a column."""
 
     table: Name
     row: dict[str, str]
@@ -228,11 +212,11 @@ class Paper(Strict):
     differs: str = ""  # what is not as in the paper: resolution, version of the data
 
 
-class Choices(Strict):
-    """What the file as a whole and each cell can say; what is not said is the preset's."""
+class Choices(BaseModel, extra="forbid"):
+    """Lists what the file as a whole and each cell can say; the rest is the preset's."""
 
     preset: Name = "lite"
-    data: DataChoice = Data(name="none")
+    data: Data = Data(name="none")
     teacher: Name = ""
     student: Name = ""
     method: Name = "fssc"
@@ -241,13 +225,13 @@ class Choices(Strict):
 
 
 class Cell(Choices):
-    """A variant."""
+    """Describes a variant."""
 
     name: Name
 
 
 class File(Choices):
-    """A whole experiment."""
+    """Describes a whole experiment."""
 
     about: Text
     seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field(min_length=1)
@@ -273,14 +257,14 @@ def _sentence(error: Any, place: Where) -> str:
 
 
 def _names_at(place: Where) -> list[str]:
-    """The names that can stand in the mapping at ``place``."""
+    """List the names that can stand in the mapping at ``place``."""
     inside: dict[str, type[BaseModel]] = {"cells": Cell, "data": Data, "paper": Paper}
     found = [inside[part] for part in place if isinstance(part, str) and part in inside]
     return list((found or [File])[-1].model_fields)
 
 
 def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings, later ones over earlier ones."""
+    """Merge nested mappings, later ones over earlier ones."""
     result: dict[str, Any] = {}
     for tree in trees:
         for key, value in tree.items():

@@ -1,4 +1,4 @@
-"""Records set beside what was planned and beside the paper: tables for terminal, book and files."""
+"""Sets records beside the plan and the paper: tables for terminal, book and files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HEADINGS = (
 
 @dataclass(frozen=True)
 class Row:
-    """All seeds of one variant. Accuracies in [0, 1] at the last step; None: not measured."""
+    """Sums up all seeds of one variant: accuracies in [0, 1] at the last step, None: unmeasured."""
 
     experiment: str
     variant: str
@@ -43,7 +43,7 @@ class Row:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """The row under :data:`HEADINGS`."""
+        """Write the row as text, one cell for each of :data:`HEADINGS`."""
         done = self.student.n if self.student else 0
         failed = f", {self.diverged} diverged" if self.diverged else ""
         return (
@@ -63,7 +63,7 @@ class Row:
 
 
 def rows(runs: Sequence[Run], folder: str | Path = RECORDS) -> list[Row]:
-    """One row for each variant of each experiment, in the order of ``runs``, measured or not."""
+    """Make a row of each variant of each experiment, in the order of ``runs``, measured or not."""
     groups: dict[tuple[str, str], dict[str, Run]] = {}  # a run that is named twice counts once
     for run in runs:
         groups.setdefault((run.experiment, run.variant), {})[run.name] = run
@@ -98,7 +98,7 @@ def _row(group: list[Run], records: dict[tuple[str, str], dict[str, Any]]) -> Ro
 
 
 def text_table(table: Sequence[Row]) -> str:
-    """For the terminal: columns in line, empty ones left out."""
+    """Format a table for the terminal: columns in line, empty ones left out."""
     lines = [HEADINGS, *(row.cells for row in table)]
     used = [column for column in zip(*lines, strict=True) if any(column[1:])]
     widths = [max(map(len, column)) for column in used]
@@ -109,7 +109,7 @@ def text_table(table: Sequence[Row]) -> str:
 
 
 def markdown_table(table: Sequence[Row], columns: Sequence[str] = HEADINGS) -> str:
-    """For the book: the named columns, as Markdown.
+    """Format the named columns of a table as Markdown, for the book.
 
     Raises:
         InputError: a column that is not among :data:`HEADINGS`.
@@ -129,7 +129,7 @@ def markdown(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
 
 
 def write_csv(table: Sequence[Row], path: str | Path) -> None:
-    """Numbers in full, accuracies in [0, 1]; empty where there is none."""
+    """Write a table as CSV: numbers in full, accuracies in [0, 1], empty where there is none."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([
@@ -149,7 +149,7 @@ def write_csv(table: Sequence[Row], path: str | Path) -> None:
 
 
 def write_html(table: Sequence[Row], path: str | Path) -> None:
-    """One page that needs no network: the table, and a figure of the measured students."""
+    """Write a page that needs no network: the table, and a figure of the measured students."""
     import plotly.io  # slow, and most tables are text
 
     head = "".join(f"<th>{html.escape(name)}</th>" for name in HEADINGS)
@@ -173,7 +173,7 @@ def write_html(table: Sequence[Row], path: str | Path) -> None:
 
 
 def figure(table: Sequence[Row]) -> go.Figure:
-    """Student's accuracy with its standard deviation, and the paper's number, one line a row."""
+    """Draw the student's accuracy with its standard deviation, and the paper's, one line a row."""
     import plotly.graph_objects as go
 
     measured = [row for row in table if row.student]

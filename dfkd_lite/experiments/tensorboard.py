@@ -1,4 +1,4 @@
-"""A run as TensorBoard event files: losses and signs, the newest images, where both look."""
+"""Writes a run as TensorBoard event files: its history, its newest images, activation maps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..cam import explain
 from ..distill import Distillation
 from ..errors import InputError
 from ..networks import find_layers
-from ..viz.figures import cam_overlay, figure_pixels
+from ..viz.figures import cam_overlay
 from ..viz.pictures import tile
 
 if TYPE_CHECKING:
@@ -20,10 +20,11 @@ IMAGES = 8  # how many of the newest are shown
 
 
 class TensorBoard:
-    """Call it after each episode with the run and its row of the history; close it at the end.
+    """Writes event files: call it after each episode with the run and its row of the history.
 
-    Everything in the row goes to a curve of its name. Whenever the row has an ``accuracy``, the
-    newest images and the activation maps of teacher and student at their last stage are added.
+    Close it at the end. Everything in the row goes to a curve of its name. Whenever the row has an
+    ``accuracy``, the newest images and the activation maps of teacher and student at their last
+    stage are added.
 
     Raises:
         InputError: the package tensorboard is not installed.
@@ -39,12 +40,6 @@ class TensorBoard:
         self._open = partial(SummaryWriter, str(folder))
         self._writer: SummaryWriter | None = None
 
-    @property
-    def writer(self) -> SummaryWriter:
-        """What writes the files, from the first call on."""
-        assert self._writer is not None
-        return self._writer
-
     def __call__(self, run: Distillation, row: dict[str, float]) -> None:
         episode = int(row["episode"])
         if self._writer is None:
@@ -52,21 +47,21 @@ class TensorBoard:
             self._writer = self._open(purge_step=episode)
         for name, value in row.items():
             if name != "episode":
-                self.writer.add_scalar(name, value, episode)
+                self._writer.add_scalar(name, value, episode)
         if "accuracy" in row:
-            self._pictures(run, episode)
-
-    def _pictures(self, run: Distillation, episode: int) -> None:
-        images = run.pool.newest(IMAGES)
-        self.writer.add_image("images", tile(images.cpu(), IMAGES), episode, dataformats="HWC")
-        maps = {}
-        for name, network in (("teacher", run.teacher), ("student", run.evaluated_student)):
-            layers = find_layers(network, run.spec.image_shape)
-            maps[name] = explain(network, run.normalise(images), layers)[1][-1]
-        pixels = figure_pixels(cam_overlay(images, maps))
-        self.writer.add_image("maps", pixels, episode, dataformats="HWC")
+            _add_pictures(self._writer, run, episode)
 
     def close(self) -> None:
-        """Write out what is held back."""
+        """Write out what is held back, and close the files."""
         if self._writer is not None:
             self._writer.close()
+
+
+def _add_pictures(writer: SummaryWriter, run: Distillation, episode: int) -> None:
+    images = run.pool.newest(IMAGES)
+    writer.add_image("images", tile(images.cpu(), IMAGES), episode, dataformats="HWC")
+    maps = {}
+    for name, network in (("teacher", run.teacher), ("student", run.evaluated_student)):
+        layers = find_layers(network, run.spec.image_shape)
+        maps[name] = explain(network, run.normalise(images), layers)[1][-1]
+    writer.add_figure("maps", cam_overlay(images, maps), episode)

@@ -1,4 +1,4 @@
-"""Train or load: the teacher and the student that chapters and experiments start from.
+"""Trains or loads the teacher and the student that chapters and experiments start from.
 
 What a preset, a data set and a seed give is trained once and kept. Some files ship with the code,
 so that the book starts where a reader without data starts: from a teacher alone.
@@ -38,7 +38,7 @@ SMALL = 2**20  # bytes of weights up to which rounding them would save nothing w
 def trained_teacher(
     data: ImageData, preset: Preset, seed: int = 0
 ) -> tuple[nn.Module, NetworkSpec]:
-    """The preset's teacher of ``data``, as :func:`taught` gives it, and its spec."""
+    """Load or train the preset's teacher of ``data``, as :func:`taught` does, and its spec."""
     teacher, spec, _ = taught(data, preset.teacher, replace(preset.teach, seed=seed))
     return teacher, spec
 
@@ -50,10 +50,10 @@ def taught(
     device: str = "auto",
     progress: bool = True,
 ) -> tuple[nn.Module, NetworkSpec, dict[str, Any]]:
-    """A teacher of ``data`` in eval mode on the CPU, its spec, and its card.
+    """Load or train a teacher of ``data``; return it in eval mode on the CPU, its spec, its card.
 
-    Loaded where a file made with the same settings is there; else trained (with a progress bar,
-    and from where it was cut off, if it was) and kept below
+    It is loaded where a file made with the same settings is there; else trained (with a progress
+    bar, and from where it was cut off, if it was) and kept below
     :func:`dfkd_lite.data.data_root`. What is given is always what the file holds: weights of more
     than 1 MB are rounded to float16 where that leaves the test accuracy as it is. The card, a JSON
     file beside the weights, says what they are: data, network, settings, test accuracy, checksum,
@@ -79,7 +79,7 @@ def taught(
 
 
 def find_teacher(data: ImageData, network: str, config: TeachConfig) -> Path | None:
-    """The shipped or kept weights of :func:`taught`'s teacher; None: it is yet to be trained."""
+    """Find the shipped or kept weights of :func:`taught`'s teacher; None: it is to be trained."""
     shipped = SHIPPED / "teachers" / f"{_stem(data, network, config)}.safetensors"
     if _is_whole(shipped) and _fits(shipped, {"data": data.name, "config": config}):
         return shipped
@@ -88,8 +88,11 @@ def find_teacher(data: ImageData, network: str, config: TeachConfig) -> Path | N
 
 
 def _kept_teacher(data: ImageData, network: str, config: TeachConfig) -> Path:
-    """Other settings or other images have another name: nothing is replaced, and a run that was
-    cut off is only ever continued as itself."""
+    """Name the file of a teacher by its settings and images.
+
+    Others get another name, so nothing is replaced, and a run that was cut off is only continued
+    as itself.
+    """
     identity = f"{config!r} {described(data)['sha256']}"
     key = hashlib.sha256(identity.encode()).hexdigest()[:12]
     return data_root() / "teachers" / f"{_stem(data, network, config)}_{key}.safetensors"
@@ -100,7 +103,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _checked_card(path: Path) -> dict[str, Any]:
-    """The card beside the weights, which must be those that it describes."""
+    """Read the card beside the weights, and refuse it where it describes others."""
     try:
         card = json.loads(path.with_suffix(".json").read_bytes())
         belongs = card["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -152,7 +155,7 @@ def keep_teacher(
 
 @torch.no_grad()
 def _round(network: nn.Module) -> bool:
-    """Round to float16 in place; False: a number is beyond it."""
+    """Round a network's numbers to float16 in place; False: one is too large for it."""
     values = [v for v in network.state_dict().values() if v.is_floating_point()]
     for value in values:
         value.copy_(value.half())
@@ -162,9 +165,10 @@ def _round(network: nn.Module) -> bool:
 def trained_student(
     data: ImageData, preset: Preset, seed: int = 0
 ) -> tuple[nn.Module, AttentionGenerator]:
-    """The preset's student of :func:`trained_teacher`, distilled without data, and its generator.
+    """Load or distil the preset's student of :func:`trained_teacher`, and its generator.
 
-    Both as the last episode left them, in eval mode on the CPU; kept as the teacher is.
+    The student is distilled without data. Both are as the last episode left them, in eval mode on
+    the CPU, and kept as the teacher is.
     """
     config = replace(preset.distill, seed=seed)
     made_with = {
@@ -198,21 +202,19 @@ def _stem(data: ImageData, network: str, config: TeachConfig) -> str:
 
 
 def _find_student(name: str, made_with: dict[str, Any]) -> Path | None:
-    """The shipped or kept file of that name, if it was made with the same settings."""
-    for path in (SHIPPED / "students" / name, data_root() / "students" / name):
-        if path.is_file() and _fits(path, made_with):
-            return path
-    return None
+    """Find the shipped or kept file of that name, if it was made with the same settings."""
+    paths = (folder / "students" / name for folder in (SHIPPED, data_root()))
+    return next((path for path in paths if path.is_file() and _fits(path, made_with)), None)
 
 
 def _fits(path: Path, made_with: dict[str, Any]) -> bool:
-    """Whether the notes in a file say that it was made with these settings."""
+    """Check whether the notes in a file say that it was made with these settings."""
     notes = read_metadata(path)
     return all(_says(notes.get(key, ""), value) for key, value in made_with.items())
 
 
 def _says(note: str, value: Any) -> bool:
-    """Whether a note is the text ``value``, or the ``repr`` of the settings ``value``.
+    """Check whether a note is the text ``value``, or the ``repr`` of the settings ``value``.
 
     A student's note names its teacher's network before the settings, as its file name does.
     """

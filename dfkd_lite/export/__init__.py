@@ -1,1 +1,1 @@
-"""What a student takes along: a file that runs without PyTorch, and a card that says what it is."""
+"""Exports a student: as a file that runs without PyTorch, with a card that says what it is."""

@@ -1,4 +1,4 @@
-"""A model card: what a stranger must know before using a student, as Markdown."""
+"""Writes a model card: what a stranger must know before using a student, as Markdown."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 from ..errors import InputError
 from ..networks import NetworkSpec, count_parameters
 from ..records import plain
+from ..settings import leaves
 from ..storage.files import write_bytes
 
 
@@ -25,14 +26,14 @@ def model_card(
     measured: Mapping[str, float] | None = None,
     measured_on: str = "",
 ) -> str:
-    """The card's text.
+    """Write the text of a student's card.
 
     Args:
         name: what the student is called.
         student: the network, for its size.
         spec: what it reads and answers.
         weights: the file that the card is about; its SHA-256 goes into the card.
-        settings: by part ("loop", "method"), dataclasses or plain data: how it was distilled.
+        settings: by part ("loop", "method"), dataclasses or mappings: how it was distilled.
         signs: data-free signs at the end, as
             :func:`dfkd_lite.measure.signs.data_free_signs` gives them.
         measured: results on real data, if there was any; never made up.
@@ -90,7 +91,7 @@ def model_card(
 
 
 def write_card(path: str | Path, text: str) -> None:
-    """Write a card, whole or not at all."""
+    """Write a card to a file, whole or not at all."""
     write_bytes(path, text.encode())
 
 
@@ -104,18 +105,9 @@ def _settings(settings: Mapping[str, Any]) -> list[str]:
     lines = []
     for part, values in settings.items():
         lines.append(f"- {part}")
-        lines += [f"  - {name}: {value}" for name, value in _flat(plain(values)).items()]
+        said = leaves(plain(values))
+        lines += [f"  - {'.'.join(names)}: {value}" for names, value in said.items()]
     return lines
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {prefix or "value": values}
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        key = f"{prefix}.{name}" if prefix else name
-        found |= _flat(value, key) if isinstance(value, dict) else {key: value}
-    return found
 
 
 def _list(values: tuple[float, ...]) -> str:

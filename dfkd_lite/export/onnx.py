@@ -1,9 +1,8 @@
-"""A network as an ONNX file that anyone can run, proved equal to the network before it is kept."""
+"""Exports a network as an ONNX file, which is kept only if it answers as the network does."""
 
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,20 @@ from ..networks import FromPixels, NetworkSpec, evaluating
 from ..storage.files import write_bytes
 from ..storage.weights import check_finite
 
+TOLERANCE = 1e-4  # largest difference allowed, relative to the largest logit
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
 def export_onnx(
-    model: nn.Module,
-    spec: NetworkSpec,
-    path: str | Path,
-    check: Tensor | None = None,
-    tolerance: float = 1e-4,
+    model: nn.Module, spec: NetworkSpec, path: str | Path, check: Tensor | None = None
 ) -> float:
-    """Write ``model`` as ONNX; its input ``pixels`` is (B, C, H, W) in [0, 1], B free.
+    """Write ``model`` as an ONNX file; its input ``pixels`` is (B, C, H, W) in [0, 1], B free.
 
     The file is run with ONNX Runtime on random images, and on ``check`` if given; it gets its name
     only when all logits agree with the model's.
 
     Args:
         check: further images (B, C, H, W) in [0, 1], such as synthetic ones.
-        tolerance: largest difference allowed, relative to the largest logit.
 
     Returns:
         The largest difference found, relative to the largest logit.
@@ -53,17 +48,17 @@ def export_onnx(
         content = _exported(network, images.to(device))
     found = [torch.from_numpy(_run(content, batch)) for batch in batches]
     worst = max(_difference(a, b) for a, b in zip(found, wanted, strict=True))
-    if not worst <= tolerance:
+    if not worst <= TOLERANCE:
         raise InputError(
             f"The exported file answers differently from the network (by {worst:.2g} of the "
-            f"largest logit; {tolerance:g} is allowed): it was not kept."
+            f"largest logit; {TOLERANCE:g} is allowed): it was not kept."
         )
     write_bytes(path, content)
     return worst
 
 
 def run_onnx(path: str | Path, pixels: Tensor) -> Tensor:
-    """Logits (B, K) of an exported file for images (B, C, H, W) in [0, 1], by ONNX Runtime."""
+    """Run an exported file with ONNX Runtime: images (B, C, H, W) in [0, 1] -> logits (B, K)."""
     _require_packages()
     path = Path(path)
     if not path.is_file():
@@ -72,7 +67,7 @@ def run_onnx(path: str | Path, pixels: Tensor) -> Tensor:
 
 
 def can_export() -> bool:
-    """Whether the packages of the extra ``export`` are installed."""
+    """Check whether the packages of the extra ``export`` are installed."""
     return all(importlib.util.find_spec(name) is not None for name in _NEEDED)
 
 
@@ -85,19 +80,16 @@ def _require_packages() -> None:
 
 
 def _exported(network: nn.Module, images: Tensor) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.onnx"
-        program: Any = torch.onnx.export(
-            network,
-            (images,),
-            dynamo=True,
-            input_names=["pixels"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-            verbose=False,
-        )
-        program.save(path, external_data=False)
-        return path.read_bytes()
+    program: Any = torch.onnx.export(
+        network,
+        (images,),
+        dynamo=True,
+        input_names=["pixels"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        verbose=False,
+    )
+    return program.model_proto.SerializeToString()
 
 
 def _run(content: bytes, pixels: Tensor) -> Any:

@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, read without unpickling; and what ships with the code."""
+"""Writes files whole or not at all, reads them without unpickling, finds what ships with us."""

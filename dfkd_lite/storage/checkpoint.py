@@ -31,7 +31,7 @@ _NAME = re.compile(r"step-(\d{6,})\.pt")
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A run as `save_checkpoint` kept it.
+    """Holds a run as `save_checkpoint` kept it.
 
     Attributes:
         step: the step after which it was saved.
@@ -87,7 +87,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: str | Path) -> Checkpoint | None:
-    """The newest checkpoint in ``folder``, or None where there is none.
+    """Load the newest checkpoint in ``folder``; None: there is none.
 
     Raises:
         InputError: the newest one is damaged, or was not written by `save_checkpoint`.
@@ -100,8 +100,9 @@ def load_checkpoint(folder: str | Path) -> Checkpoint | None:
 
 
 def open_run(folder: str | Path, resume: bool, identity: str) -> Checkpoint | None:
-    """The newest checkpoint in ``folder`` of the run whose settings ``identity`` spells out, saved
-    in its state as "run"; None where there is none yet.
+    """Load the newest checkpoint of a run from ``folder``; None: there is none yet.
+
+    ``identity`` spells out the run's settings; its state holds the same text as "run".
 
     Raises:
         InputError: there is a run and ``resume`` is False, or the run has other settings, or its
@@ -155,7 +156,7 @@ def _unpacked(content: bytes) -> Checkpoint:
 
 
 def _why(error: Exception) -> str:
-    """The reason in a few words: torch's own text goes on to advise loading without its guard."""
+    """Give the reason in a few words; torch's own text advises to load without its guard."""
     found = re.search(r"GLOBAL (\S+)", str(error))
     return f"found {found[1]}" if found else (str(error) or type(error).__name__).splitlines()[0]
 

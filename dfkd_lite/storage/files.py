@@ -1,4 +1,4 @@
-"""Files, written whole or not at all.
+"""Writes files whole or not at all.
 
 Every file is written beside its place, synchronised with the disk and only then renamed, so a
 full disk, Ctrl-C or a killed process leaves what was there before.

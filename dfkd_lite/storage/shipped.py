@@ -1,4 +1,4 @@
-"""Where what ships with the code lies: the paper's tables, measured records, trained networks."""
+"""Finds what ships with the code: the paper's tables, measured records, trained networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks as safetensors files: weights, and in the notes all that is needed to use them.
+"""Saves networks as safetensors files: weights, and in the notes all that their use needs.
 
 Nothing is unpickled: a file from a stranger can be wrong, but it cannot run code.
 """
@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import DivergedError, InputError
 from ..networks import NetworkSpec, build
+from ..settings import checked
 from .files import write_bytes
 
 _RESERVED = ("format", "spec")  # metadata keys that save_network writes itself
@@ -46,7 +46,7 @@ def check_all_finite(name: str, weights: Mapping[str, Tensor], advice: str) -> N
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A checksum of a network's weights and statistics: the same for the same numbers."""
+    """Work out a checksum of a network's weights and statistics: equal for equal numbers."""
     digest = hashlib.sha256()
     for name, value in plain_copies(model.state_dict()).items():
         digest.update(name.encode())
@@ -57,7 +57,7 @@ def fingerprint(model: nn.Module) -> str:
 def save_network(
     path: str | Path, model: nn.Module, spec: NetworkSpec, extra: dict[str, str] | None = None
 ) -> None:
-    """Save weights, and in the file's metadata all that is needed to rebuild and feed the network.
+    """Save a network: weights, and in the file's metadata what rebuilding and feeding it takes.
 
     Args:
         spec: as `ImageData.spec` gives it; `load_network` builds ``spec.network`` from it.
@@ -87,8 +87,10 @@ def save_weights(path: str | Path, model: nn.Module, notes: dict[str, str]) -> N
 
 
 def serialised(tensors: dict[str, Tensor], notes: dict[str, str]) -> bytes:
-    """A safetensors file whose bytes follow from its content: the library writes notes in random
-    order, and equal networks would have different checksums."""
+    """Write tensors and notes as the bytes of a safetensors file, the notes in order.
+
+    The library writes notes in random order, so equal networks would have different checksums.
+    """
     content = to_safetensors(tensors, notes)
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
@@ -145,7 +147,7 @@ def load_weights(path: str | Path, model: nn.Module) -> None:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The notes in a safetensors file, without reading its weights.
+    """Read the notes in a safetensors file without its weights.
 
     Raises:
         InputError: a missing, damaged or foreign file.
@@ -161,16 +163,8 @@ def _parse_spec(path: Path, text: str | None) -> NetworkSpec:
             "the network yourself and use load_weights."
         )
     try:
-        fields: dict[str, Any] = json.loads(text)
-        for key in ("mean", "std", "class_names"):
-            fields[key] = tuple(fields[key])
-        spec = NetworkSpec(**fields)
-        if not isinstance(spec.network, str) or not all(
-            type(n) is int for n in (spec.classes, spec.channels, spec.size)
-        ):
-            raise TypeError("its name must be text, and classes, channels, size whole numbers")
-        return spec
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        return NetworkSpec(**checked(NetworkSpec, json.loads(text)))
+    except (TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{path} describes its network in a way that cannot be understood ({error}); save it "
             "again with save_network."
@@ -178,7 +172,7 @@ def _parse_spec(path: Path, text: str | None) -> NetworkSpec:
 
 
 def plain_copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies as safetensors wants them: on the CPU, contiguous, sharing no memory."""
+    """Copy tensors as safetensors wants them: on the CPU, contiguous, sharing no memory."""
     copy = torch.contiguous_format
     return {k: v.detach().cpu().clone(memory_format=copy) for k, v in weights.items()}
 

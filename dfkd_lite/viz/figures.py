@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import numpy as np
 import plotly.graph_objects as go
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -222,15 +221,6 @@ def figure_png(figure: Figure) -> bytes:
     figure.savefig(buffer, format="png", dpi=90, bbox_inches="tight")
     plt.close(figure)
     return buffer.getvalue()
-
-
-def figure_pixels(figure: Figure) -> np.ndarray:
-    """A matplotlib figure as pixels (H, W, 3) uint8, and closed."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-    plt.close(figure)
-    return pixels
 
 
 def lambda_slider(
