@@ -25,10 +25,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from dfkd_lab.cost import Cost, measure_cost
+from dfkd_lab.file import Run, read_experiment, select
+from dfkd_lab.runner import Place
 from dfkd_lite.data import ImageData, Split
-from dfkd_lite.experiments.cost import Cost, measure_cost
-from dfkd_lite.experiments.file import Run, read_experiment, select
-from dfkd_lite.experiments.runner import Place
 from dfkd_lite.records import environment, plain
 from dfkd_lite.storage.files import write_json
 

@@ -20,10 +20,10 @@ from sklearn.metrics import roc_curve
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dfkd_lab.file import read_experiment
+from dfkd_lab.runner import Place, load_data, teach_run
 from dfkd_lite.cam import explain
 from dfkd_lite.data import ImageData
-from dfkd_lite.experiments.file import read_experiment
-from dfkd_lite.experiments.runner import Place, load_data, teach_run
 from dfkd_lite.generator import AttentionGenerator
 from dfkd_lite.measure.evaluate import accuracy, cam_consistency, evaluate, predict
 from dfkd_lite.networks import NetworkSpec, find_layers, normalise

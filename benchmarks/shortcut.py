@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from dfkd_lab.trained import trained_teacher
 from dfkd_lite.data import ImageData, Split, load
 from dfkd_lite.data.shortcut import lying_marks, plant_shortcut
 from dfkd_lite.distill import Distillation, DistillConfig
-from dfkd_lite.experiments.trained import trained_teacher
 from dfkd_lite.kd import kl_divergence, squared_distance
 from dfkd_lite.measure.evaluate import accuracy, predict
 from dfkd_lite.methods import Given, GivenConfig

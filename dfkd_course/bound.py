@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dfkd_lab.trained import trained_student, trained_teacher
 from dfkd_lite.data import load
-from dfkd_lite.experiments.trained import trained_student, trained_teacher
 from dfkd_lite.lipschitz import LayerBounds, network_bound
 from dfkd_lite.networks import FromPixels, WideResNet
 from dfkd_lite.presets import preset

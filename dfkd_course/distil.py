@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
+from dfkd_lab.trained import trained_teacher
 from dfkd_lite import kd
 from dfkd_lite.data import load
-from dfkd_lite.experiments.trained import trained_teacher
 from dfkd_lite.measure.evaluate import accuracy, predict
 from dfkd_lite.measure.signs import effective_classes
 from dfkd_lite.networks import NetworkSpec, batch_norms, normalise

@@ -347,7 +347,8 @@ def grade_folder(
 @cache
 def _code() -> list[bytes]:
     """What grades: when it changes, everything is graded again."""
-    folders = (Path(dfkd_lite.__file__).parent, Path(__file__).parent)
+    package = Path(dfkd_lite.__file__).parent
+    folders = (package, package.parent / "dfkd_lab", Path(__file__).parent)
     return [p.read_bytes() for folder in folders for p in sorted(folder.rglob("*.py"))]
 
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dfkd_lab.trained import trained_teacher
 from dfkd_lite.data import load
-from dfkd_lite.experiments.trained import trained_teacher
 from dfkd_lite.generator import AttentionGenerator, GeneratorConfig
 from dfkd_lite.inversion import class_loss
 from dfkd_lite.meta import MetaConfig

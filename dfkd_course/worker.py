@@ -39,7 +39,7 @@ EARLY = (
     "dfkd_lite.viz.widgets", "otter.test_files",
 )  # fmt: skip
 #: Modules that tests rely on.
-OURS = ("dfkd_lite", "dfkd_course", "otter.test_files")
+OURS = ("dfkd_lite", "dfkd_lab", "dfkd_course", "otter.test_files")
 #: From these the assignments' checks import.
 SHARED = ("checking", "norms", "stages")
 TOPICS = sorted(
@@ -160,7 +160,7 @@ def _shell() -> Any:
 
 def _readable() -> list[Path]:
     """What Python itself and the package read; not the assignments, nor other submissions."""
-    ours = [PACKAGE, PACKAGE.parent / "data", Path(__file__).parent]
+    ours = [PACKAGE, PACKAGE.parent / "dfkd_lab", PACKAGE.parent / "data", Path(__file__).parent]
     paths = [Path(sys.prefix), Path(sys.base_prefix), *ours]
     about = (m for p in sys.path for m in Path(p).glob("*.*-info"))  # what importlib.metadata reads
     return [*paths, *(Path(p) for p in sysconfig.get_paths().values()), *about]

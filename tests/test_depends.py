@@ -106,11 +106,11 @@ def test_touching_a_module_concerns_the_chapters_that_import_it_and_no_others(mo
 
 def test_every_module_that_a_chapter_runs_is_among_those_it_needs() -> None:
     """Against Python itself: what an import really loads, with all of what hands names on."""
-    code = "import sys, dfkd_lite.experiments.table; print(*sys.modules)"
+    code = "import sys, dfkd_lab.table; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     modules = Modules(ROOT)
     packages = "import dfkd_lite\nimport dfkd_lite.data\nimport dfkd_lite.records\n"
-    found = modules.needed_by(f"{packages}import dfkd_lite.experiments.table")
+    found = modules.needed_by(f"{packages}import dfkd_lab.table")
     loaded = {modules.files[name] for name in done.stdout.split() if name in modules.files}
     assert loaded and loaded <= set(found)
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from yaml import safe_load
 
+from dfkd_lab.file import EXPERIMENTS, read_experiment, select
 from dfkd_lite.errors import InputError
-from dfkd_lite.experiments.file import EXPERIMENTS, read_experiment, select
 from dfkd_lite.methods import FsscConfig, NoiseConfig
 from dfkd_lite.msarc import MsarcConfig
 from dfkd_lite.presets import PRESETS

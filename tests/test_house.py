@@ -17,20 +17,21 @@ from dfkd_course.worker import CHECKS
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "dfkd_lite"
 MODULES = Modules(ROOT)
-COURSE = ROOT / "dfkd_course"
+LAB, COURSE = ROOT / "dfkd_lab", ROOT / "dfkd_course"
 PATHS = sorted(path for path in PACKAGE.rglob("*.py") if path.stem not in ("__init__", "__main__"))
+LAB_PATHS = sorted(path for path in LAB.glob("*.py") if path.stem != "__init__")
 LOOP = [PACKAGE / "distill.py", *sorted(PACKAGE.glob("methods/[!_]*.py"))]
 #: What knows real images, or measures on them.
 DATA = {"data", "teach", "measure", "records"}
 #: Flat files that no chapter builds: what every room uses, settings by name, ordinary training.
 UNBUILT = {"errors", "devices", "presets", "settings", "teach"}
 #: What may import a library that draws, or makes widgets.
-DRAWING = {"viz.figures", "viz.widgets", "experiments.table"}
-TOP = {"experiments", "cli"}
+DRAWING = {"viz.figures", "viz.widgets", "dfkd_lab.table"}
 
 
 def name_of(path: Path) -> str:
-    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    below = PACKAGE if path in PATHS else ROOT
+    return ".".join(path.relative_to(below).with_suffix("").parts)
 
 
 def room(path: Path) -> str:
@@ -40,8 +41,10 @@ def room(path: Path) -> str:
 
 def reached_from(path: Path) -> dict[Path, int]:
     """What a file imports, directly (1) or through how many others."""
-    found = MODULES.needed_by(f"import dfkd_lite.{name_of(path)}")
-    return {other: away - 1 for other, away in found.items() if away > 1 and other in PATHS}
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    found = MODULES.needed_by(f"import {module}")
+    known = {*PATHS, *LAB_PATHS}
+    return {other: away - 1 for other, away in found.items() if away > 1 and other in known}
 
 
 @pytest.mark.parametrize("path", LOOP, ids=name_of)
@@ -49,33 +52,39 @@ def test_the_loop_cannot_reach_the_data(path: Path) -> None:
     assert {room(other) for other in reached_from(path)} & DATA == set()
 
 
-def test_the_package_imports_the_course_only_where_it_is_asked_for() -> None:
-    for path in PATHS:
+def test_what_stands_on_the_package_is_imported_only_where_it_is_asked_for() -> None:
+    above = {path: ("dfkd_lab", "dfkd_course") for path in PATHS}
+    above |= {path: ("dfkd_course",) for path in LAB_PATHS}
+    for path, names in above.items():
         for node in ast.parse(path.read_text("utf-8")).body:
             if isinstance(node, ast.Import | ast.ImportFrom):
-                assert "dfkd_course" not in ast.unparse(node), path
+                assert not any(name in ast.unparse(node) for name in names), path
 
 
 def test_imports_run_in_no_circle() -> None:
-    direct = {path: [o for o, away in reached_from(path).items() if away == 1] for path in PATHS}
-    assert set(TopologicalSorter(direct).static_order()) == set(PATHS)
+    paths = (*PATHS, *LAB_PATHS)
+    direct = {path: [o for o, away in reached_from(path).items() if away == 1] for path in paths}
+    assert set(TopologicalSorter(direct).static_order()) == set(paths)
 
 
-def test_nothing_below_imports_experiments_or_the_command() -> None:
-    for path in PATHS:
-        assert room(path) in TOP or not {room(other) for other in reached_from(path)} & TOP, path
+def test_nothing_below_imports_the_command_nor_what_stands_on_the_package() -> None:
+    for path in (*PATHS, *LAB_PATHS):
+        if room(path) != "cli":
+            found = reached_from(path)
+            above = [o for o in found if room(o) == "cli" or (path in PATHS and o in LAB_PATHS)]
+            assert not above, path
 
 
 def test_only_what_draws_imports_a_drawing_library() -> None:
-    for path in PATHS:
+    for path in (*PATHS, *LAB_PATHS):
         found = {one.module.split(".")[0] for one in imports_of(path.read_text("utf-8"), "")}
         drawing = found & {"matplotlib", "plotly", "ipywidgets"}
         assert not drawing or name_of(path) in DRAWING, path
 
 
-@pytest.mark.parametrize("module", ["experiments.runner", "experiments.table", "cli.main"])
+@pytest.mark.parametrize("module", ["dfkd_lab.runner", "dfkd_lab.table", "dfkd_lite.cli.main"])
 def test_a_run_and_the_command_wait_for_no_drawing_library(module: str) -> None:
-    code = f"import sys, dfkd_lite.{module}; print({{'matplotlib', 'plotly'}} & {{*sys.modules}})"
+    code = f"import sys, {module}; print({{'matplotlib', 'plotly'}} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "set()", done.stdout + done.stderr
 
@@ -121,11 +130,11 @@ TEXTS = [
     for path in sorted(ROOT.glob(pattern))
     if path.name != "CHANGELOG.md"
 ]
-DOTTED = re.compile(r"\bdfkd_(?:lite|course)(?:\.[A-Za-z_]\w*)+")
-FROM = re.compile(r"from (dfkd_(?:lite|course)[\w.]*) import (\w[\w ,]*\w)")
+DOTTED = re.compile(r"\bdfkd_(?:lite|lab|course)(?:\.[A-Za-z_]\w*)+")
+FROM = re.compile(r"from (dfkd_(?:lite|lab|course)[\w.]*) import (\w[\w ,]*\w)")
 PLACEHOLDER = re.compile("[A-Z]{2}")  # NN-title.ipynb
 FILES = re.compile(
-    r"\b(?:book|data|dfkd_course|dfkd_lite|tests|benchmarks|tools|workflow)/[\w/.-]+\.\w+"
+    r"\b(?:book|data|dfkd_course|dfkd_lab|dfkd_lite|tests|benchmarks|tools|workflow)/[\w/.-]+\.\w+"
 )
 
 
@@ -155,10 +164,24 @@ def test_names_and_files_that_a_text_mentions_are_there(path: Path) -> None:
 
 
 def test_no_file_is_too_long_to_be_read() -> None:
-    lines = {path: len(path.read_text("utf-8").splitlines()) for path in PATHS}
+    lines = {path: lines_of(path) for path in (*PATHS, *LAB_PATHS)}
     assert {name_of(path): count for path, count in lines.items() if count > 420} == {}
-    lines = {p.name: len(p.read_text("utf-8").splitlines()) for p in COURSE.glob("*.py")}
+    lines = {path.name: lines_of(path) for path in COURSE.glob("*.py")}
     assert lines and {name: count for name, count in lines.items() if count > 500} == {}
+
+
+def lines_of(path: Path) -> int:
+    return len(path.read_text("utf-8").splitlines())
+
+
+def test_the_package_stays_small_enough_to_read() -> None:
+    """All of it, and the way through it: the method's pieces, the networks, the loop."""
+    assert sum(map(lines_of, PACKAGE.rglob("*.py"))) < 9_500
+    pieces = ("generator", "meta", "inversion", "kd", "cam", "msarc", "spectral", "lipschitz")
+    names = {*pieces, "bound_terms", "image_pool", "distill"}
+    names |= {f"methods.{name}" for name in ("base", "generative", "fssc")}
+    path = [p for p in PATHS if name_of(p) in names or room(p) == "networks"]
+    assert sum(map(lines_of, path)) <= 2_900
 
 
 @pytest.mark.book

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from dfkd_lab.file import read_experiment
 from dfkd_lite import methods
 from dfkd_lite.distill import Distillation, DistillConfig, distill, frozen
 from dfkd_lite.errors import InputError
-from dfkd_lite.experiments.file import read_experiment
 from dfkd_lite.generator import GeneratorConfig
 from dfkd_lite.inversion import adversarial_loss
 from dfkd_lite.methods import METHODS

@@ -83,7 +83,11 @@ def test_python_versions():
 
 def test_every_folder_of_ours_travels_in_the_wheel():
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
-    found = {p.parent for name in ("dfkd_lite", "dfkd_course") for p in (ROOT / name).rglob("*.py")}
+    found = {
+        p.parent
+        for name in ("dfkd_lite", "dfkd_lab", "dfkd_course")
+        for p in (ROOT / name).rglob("*.py")
+    }
     names = {".".join(folder.relative_to(ROOT).parts) for folder in found}
     assert {*setuptools["packages"]} == names | {"dfkd_lite._data"}
 
@@ -122,7 +126,7 @@ BENCHMARKS = ("cost", "speed")  # folders of records/ that hold other files than
 BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
 READ = """
 import json, sys
-from dfkd_lite.experiments import trained
+from dfkd_lab import trained
 from dfkd_lite import load, preset
 from dfkd_lite.records import read_records
 trained.teach = trained.distill = None  # nothing has to be trained
@@ -137,7 +141,7 @@ def wheels(tmp_path_factory) -> list[Path]:
     """The two wheels, built from a copy: building leaves files behind."""
     copy, target = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheels")
     ignore = shutil.ignore_patterns("__pycache__", "build", "*.egg-info", "downloads")
-    for name in ("dfkd_lite", "dfkd_course", "data"):
+    for name in ("dfkd_lite", "dfkd_lab", "dfkd_course", "data"):
         shutil.copytree(ROOT / name, copy / name, ignore=ignore)
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "LICENSE-text"):
         shutil.copy(ROOT / name, copy)

@@ -11,10 +11,8 @@ from math import sqrt
 
 import pytest
 
-from dfkd_lite.cli.main import main
-from dfkd_lite.errors import InputError
-from dfkd_lite.experiments.file import EXPERIMENTS, read_experiment
-from dfkd_lite.experiments.table import (
+from dfkd_lab.file import EXPERIMENTS, read_experiment
+from dfkd_lab.table import (
     HEADINGS,
     figure,
     markdown_table,
@@ -23,6 +21,8 @@ from dfkd_lite.experiments.table import (
     write_csv,
     write_html,
 )
+from dfkd_lite.cli.main import main
+from dfkd_lite.errors import InputError
 from dfkd_lite.records import RECORDS, write_record
 
 MARKED = "no <b>maps</b> & more"

@@ -25,13 +25,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
+from dfkd_lab import runner
+from dfkd_lab.cost import Cost
+from dfkd_lab.file import read_experiment
+from dfkd_lab.runner import Place, best_on_test, execute, phases
 from dfkd_lite.cli import experiments as cli_experiments
 from dfkd_lite.cli import main as cli
 from dfkd_lite.errors import InputError
-from dfkd_lite.experiments import runner
-from dfkd_lite.experiments.cost import Cost
-from dfkd_lite.experiments.file import read_experiment
-from dfkd_lite.experiments.runner import Place, best_on_test, execute, phases
 from dfkd_lite.records import Record, plain
 from dfkd_lite.storage import files
 from dfkd_lite.storage.weights import load_network

@@ -6,8 +6,8 @@ import json
 import pytest
 import torch
 
-from dfkd_lite.experiments.file import EXPERIMENTS, read_experiment
-from dfkd_lite.experiments.runner import Place, execute
+from dfkd_lab.file import EXPERIMENTS, read_experiment
+from dfkd_lab.runner import Place, execute
 from dfkd_lite.records import RECORDS, check_record, environment, paper_table, plain, read_records
 from dfkd_lite.storage.shipped import SHIPPED
 from dfkd_lite.storage.weights import load_network

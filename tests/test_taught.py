@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from dfkd_lab import trained
+from dfkd_lab.trained import find_teacher, keep_teacher, taught
 from dfkd_lite.data import FolderSplit, ImageData, Split, load
 from dfkd_lite.errors import InputError
-from dfkd_lite.experiments import trained
-from dfkd_lite.experiments.trained import find_teacher, keep_teacher, taught
 from dfkd_lite.measure.evaluate import evaluate
 from dfkd_lite.networks import build
 from dfkd_lite.records import plain

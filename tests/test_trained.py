@@ -5,10 +5,10 @@ from dataclasses import field, fields, make_dataclass, replace
 import pytest
 import torch
 
+from dfkd_lab import trained as trained_module
+from dfkd_lab.trained import trained_student, trained_teacher
 from dfkd_lite import load, normalise, preset
 from dfkd_lite.errors import InputError
-from dfkd_lite.experiments import trained as trained_module
-from dfkd_lite.experiments.trained import trained_student, trained_teacher
 from dfkd_lite.measure.evaluate import accuracy, predict
 from dfkd_lite.records import paper_table, read_records
 from dfkd_lite.storage.shipped import SHIPPED

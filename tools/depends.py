@@ -23,7 +23,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 PACKAGE = "dfkd_lite"
-PACKAGES = (PACKAGE, "dfkd_course")
+PACKAGES = (PACKAGE, "dfkd_lab", "dfkd_course")
 # What a chapter may import: the package, and these of its extras.
 EXTRAS = ("book", "export")
 NOT_INPUTS = {"__pycache__", "downloads"}

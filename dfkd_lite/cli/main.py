@@ -30,7 +30,6 @@ from ..storage.files import write_json
 from ..storage.weights import load_network, save_network
 from ..teach import teach
 from . import course as cli_course
-from . import experiments as cli_experiments
 
 EXAMPLES = """\
 from no files at all to a student, on two cores in about two minutes:
@@ -62,8 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"dfkd: {reason}. What was saved before is untouched.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        resumable = options.run in (_distill, cli_experiments.run_file)
-        hint = " Continue with --resume." if resumable else ""
+        hint = " Continue with --resume." if "resume" in options else ""
         print(f"\ndfkd: stopped.{hint}", file=sys.stderr)
         return 130
     return 0
@@ -184,6 +182,8 @@ def _accuracy(data: ImageData, spec: NetworkSpec, model: nn.Module) -> dict[str,
 
 
 def _parser() -> argparse.ArgumentParser:
+    from dfkd_lab import command as lab_command  # the laboratory stands on the package
+
     parser = argparse.ArgumentParser(
         prog="dfkd",
         description="Data-free knowledge distillation: a student from a teacher alone.",
@@ -221,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--network", required=True, help="file written by dfkd teach or distill")
     add.add_argument("--onnx", default="runs/student.onnx", help="file to write (%(default)s)")
 
-    cli_experiments.add_commands(commands, _common)
+    lab_command.add_commands(commands, _common)
     cli_course.add_commands(commands, _common)
     return parser
 

@@ -97,7 +97,7 @@ def _code_version() -> dict[str, Any]:
             return None
         return done.stdout.strip()
 
-    changed = git("status", "--porcelain", "--", "dfkd_lite", "benchmarks")
+    changed = git("status", "--porcelain", "--", "dfkd_lite", "dfkd_lab", "benchmarks")
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
 
 

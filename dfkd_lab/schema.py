@@ -13,12 +13,12 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
-from ..data import SIZES
-from ..distill import DistillConfig
-from ..errors import InputError, unknown
-from ..methods import METHODS
-from ..settings import SettingError, checked, leaves
-from ..teach import TeachConfig
+from dfkd_lite.data import SIZES
+from dfkd_lite.distill import DistillConfig
+from dfkd_lite.errors import InputError, unknown
+from dfkd_lite.methods import METHODS
+from dfkd_lite.settings import SettingError, checked, leaves
+from dfkd_lite.teach import TeachConfig
 
 Where = tuple[str | int, ...]  # the way to a piece of the file: ("cells", 0, "name")
 

@@ -18,19 +18,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data import ImageData, data_root
-from ..devices import resolve_device
-from ..distill import distill
-from ..errors import InputError
-from ..generator import AttentionGenerator
-from ..measure.evaluate import evaluate
-from ..networks import NetworkSpec
-from ..presets import Preset
-from ..records import described, environment, plain
-from ..storage.files import write_json
-from ..storage.shipped import SHIPPED
-from ..storage.weights import load_network, load_weights, read_metadata, save_network, save_weights
-from ..teach import TeachConfig, teach
+from dfkd_lite.data import ImageData, data_root
+from dfkd_lite.devices import resolve_device
+from dfkd_lite.distill import distill
+from dfkd_lite.errors import InputError
+from dfkd_lite.generator import AttentionGenerator
+from dfkd_lite.measure.evaluate import evaluate
+from dfkd_lite.networks import NetworkSpec
+from dfkd_lite.presets import Preset
+from dfkd_lite.records import described, environment, plain
+from dfkd_lite.storage.files import write_json
+from dfkd_lite.storage.shipped import SHIPPED
+from dfkd_lite.storage.weights import (
+    load_network,
+    load_weights,
+    read_metadata,
+    save_network,
+    save_weights,
+)
+from dfkd_lite.teach import TeachConfig, teach
 
 SMALL = 2**20  # bytes of weights up to which rounding them would save nothing worth having
 

@@ -10,14 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from .. import parallel
-from ..errors import InputError
-from ..experiments.cost import Cost, measure_cost
-from ..experiments.file import EXPERIMENTS, Run, read_experiment, select
-from ..experiments.runner import Place, execute, load_data, teach_run
-from ..experiments.table import rows, text_table, write_csv, write_html
-from ..experiments.trained import find_teacher
-from ..records import RECORDS
+from dfkd_lite import parallel
+from dfkd_lite.errors import InputError
+from dfkd_lite.records import RECORDS
+
+from .cost import Cost, measure_cost
+from .file import EXPERIMENTS, Run, read_experiment, select
+from .runner import Place, execute, load_data, teach_run
+from .table import rows, text_table, write_csv, write_html
+from .trained import find_teacher
 
 
 def add_commands(commands: Any, common: Callable[..., argparse.ArgumentParser]) -> None:
@@ -90,7 +91,7 @@ def _watched(run: Run, place: Place, log: str | None) -> Iterator[Place]:
     if log is None or parallel.rank() > 0:
         yield place
         return
-    from ..experiments.tensorboard import TensorBoard  # it draws maps with matplotlib
+    from .tensorboard import TensorBoard  # it draws maps with matplotlib
 
     with closing(TensorBoard(place.folder(run) / "tensorboard")) as board:
         yield replace(place, watch=board)

@@ -21,15 +21,16 @@ from typing import Any
 
 import torch
 
-from ..distill import DistillConfig
-from ..errors import InputError, choose, unknown
-from ..methods import METHODS
-from ..networks import build
-from ..presets import PRESETS, preset
-from ..records import paper_table
-from ..settings import Names, SettingError, changed, leaves, nested
-from ..storage.shipped import SHIPPED
-from ..teach import TeachConfig
+from dfkd_lite.distill import DistillConfig
+from dfkd_lite.errors import InputError, choose, unknown
+from dfkd_lite.methods import METHODS
+from dfkd_lite.networks import build
+from dfkd_lite.presets import PRESETS, preset
+from dfkd_lite.records import paper_table
+from dfkd_lite.settings import Names, SettingError, changed, leaves, nested
+from dfkd_lite.storage.shipped import SHIPPED
+from dfkd_lite.teach import TeachConfig
+
 from .schema import (
     AXES,
     PARTS,

@@ -6,12 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..cam import explain
-from ..distill import Distillation
-from ..errors import InputError
-from ..networks import find_layers
-from ..viz.figures import cam_overlay
-from ..viz.pictures import tile
+from dfkd_lite.cam import explain
+from dfkd_lite.distill import Distillation
+from dfkd_lite.errors import InputError
+from dfkd_lite.networks import find_layers
+from dfkd_lite.viz.figures import cam_overlay
+from dfkd_lite.viz.pictures import tile
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

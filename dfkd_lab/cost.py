@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..data import ImageData
-from ..devices import resolve_device
-from ..distill import Distillation
-from ..networks import build
-from ..teach import Teaching
+from dfkd_lite.data import ImageData
+from dfkd_lite.devices import resolve_device
+from dfkd_lite.distill import Distillation
+from dfkd_lite.networks import build
+from dfkd_lite.teach import Teaching
+
 from .file import Run
 from .runner import Place, threads
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
-from ..records import RECORDS, Summary, read_records, record_names, summarise
-from ..storage.files import write_bytes
+from dfkd_lite.errors import InputError
+from dfkd_lite.records import RECORDS, Summary, read_records, record_names, summarise
+from dfkd_lite.storage.files import write_bytes
+
 from .file import Run
 
 if TYPE_CHECKING:

@@ -16,16 +16,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import parallel
-from ..data import ImageData, load
-from ..devices import resolve_device
-from ..distill import Distillation
-from ..errors import DivergedError, InputError
-from ..measure.evaluate import accuracy, evaluate, predict
-from ..measure.fidelity import IMAGES, image_report
-from ..measure.signs import data_free_signs
-from ..networks import NetworkSpec, build, count_parameters
-from ..records import (
+from dfkd_lite import parallel
+from dfkd_lite.data import ImageData, load
+from dfkd_lite.devices import resolve_device
+from dfkd_lite.distill import Distillation
+from dfkd_lite.errors import DivergedError, InputError
+from dfkd_lite.measure.evaluate import accuracy, evaluate, predict
+from dfkd_lite.measure.fidelity import IMAGES, image_report
+from dfkd_lite.measure.signs import data_free_signs
+from dfkd_lite.networks import NetworkSpec, build, count_parameters
+from dfkd_lite.records import (
     RECORDS,
     described,
     environment,
@@ -35,8 +35,9 @@ from ..records import (
     record_path,
     write_record,
 )
-from ..storage.weights import save_network, save_weights
-from ..viz.pictures import png, tile
+from dfkd_lite.storage.weights import save_network, save_weights
+from dfkd_lite.viz.pictures import png, tile
+
 from .file import Run
 from .trained import taught
 
