@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..data import ImageData, data_root
@@ -126,10 +125,11 @@ def keep_teacher(
     about: dict[str, Any],
 ) -> None:
     """Write a teacher (on the CPU) and its card, the card last: with it, the teacher is whole."""
-    rounded = copy.deepcopy(teacher)
+    rounded = copy.deepcopy(teacher).half().float()
+    within = all(bool(value.isfinite().all()) for value in rounded.state_dict().values())
     size = sum(value.nbytes for value in teacher.state_dict().values())
     report = evaluate(teacher, data.test, spec)
-    if size > SMALL and _round(rounded):
+    if size > SMALL and within:
         again = evaluate(rounded, data.test, spec)
         if again["accuracy"] == report["accuracy"]:
             teacher, report = rounded, again
@@ -151,15 +151,6 @@ def keep_teacher(
         **about,
     }
     write_json(path.with_suffix(".json"), card)
-
-
-@torch.no_grad()
-def _round(network: nn.Module) -> bool:
-    """Round a network's numbers to float16 in place; False: one is too large for it."""
-    values = [v for v in network.state_dict().values() if v.is_floating_point()]
-    for value in values:
-        value.copy_(value.half())
-    return all(bool(value.isfinite().all()) for value in values)
 
 
 def trained_student(
