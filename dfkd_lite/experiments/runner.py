@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -31,8 +31,6 @@ from ..viz.figures import png, tile
 from .file import Run
 from .trained import taught
 
-Watch = Callable[[Distillation, dict[str, float]], None]
-
 
 @dataclass(frozen=True)
 class Place:
@@ -44,13 +42,13 @@ class Place:
     """
 
     data: Mapping[str, str]
-    records: Path = field(default_factory=lambda: RECORDS)
+    records: Path = RECORDS
     work: Path = Path("runs")
     device: str = "auto"
     resume: bool = False
     download: bool = False
     progress: bool = True
-    watch: Watch | None = None
+    watch: Callable[[Distillation, dict[str, float]], None] | None = None
 
     def folder(self, run: Run) -> Path:
         """Give the folder of one run's checkpoints and student."""
