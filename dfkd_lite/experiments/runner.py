@@ -137,7 +137,7 @@ def execute(run: Run, place: Place) -> dict[str, Any]:
     record["seconds"] = {"load": loaded, **taught_in, **record["seconds"]}
     if parallel.rank() == 0:
         write_record(record, place.records)
-        # they hold the whole image pool; the record and the student are what is left of a run
+        # removed because they hold the whole image pool; the record and the student stay
         shutil.rmtree(place.folder(run) / "checkpoints", ignore_errors=True)
     parallel.wait()
     return record
@@ -169,7 +169,7 @@ def _distil(
             described_as = replace(spec, network=run.student)
             save_network(folder / "student.safetensors", student, described_as)
         last["student"] = report
-    except DivergedError as error:  # that too is a result
+    except DivergedError as error:  # a run that diverges is a result, too
         diverged = str(error)
     history = distillation.history
     problem = distillation.method.problem

@@ -31,7 +31,7 @@ from ..storage.shipped import SHIPPED
 from ..storage.weights import load_network, load_weights, read_metadata, save_network, save_weights
 from ..teach import TeachConfig, teach
 
-SMALL = 2**20  # bytes of weights up to which rounding them would save nothing worth having
+SMALL = 2**20  # bytes; weights up to this size are not rounded, as that would save too little
 
 
 def trained_teacher(
@@ -53,7 +53,7 @@ def taught(
 
     It is loaded where a file made with the same settings is there; else trained (with a progress
     bar, and from where it was cut off, if it was) and kept below
-    :func:`dfkd_lite.data.data_root`. What is given is always what the file holds: weights of more
+    :func:`dfkd_lite.data.data_root`. The returned network is the one in the file: weights of more
     than 1 MB are rounded to float16 where that leaves the test accuracy as it is. The card, a JSON
     file beside the weights, says what they are: data, network, settings, test accuracy, checksum,
     where and how long they were trained.
