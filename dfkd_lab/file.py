@@ -193,9 +193,8 @@ class _Variant:
         point: dict[str, tuple[Where, Any]],
     ) -> None:
         self.source, self.where = source, where
-        self.levels: list[tuple[Where, Choices]] = [((), file)]
-        if cell is not None:
-            self.levels.append((where, cell))
+        levels: list[tuple[Where, Choices | None]] = [((), file), (where, cell)]
+        self.levels = [(place, level) for place, level in levels if level]
         self.point = point
         #: What is said, and where: the grid's over the cell's over the file's.
         self.said: dict[str, tuple[Where, Any]] = {
@@ -304,7 +303,7 @@ class _Variant:
             with at((*where, "row", key)):
                 known = {row[choose("column", key, rows[0])] for row in rows}
                 choose(key, value, sorted(known))
-        fitting = [r for r in rows if all(r[key] == value for key, value in paper.row.items())]
+        fitting = [row for row in rows if paper.row.items() <= row.items()]
         if len(fitting) != 1:
             what = f"{len(fitting)} rows of {paper.table} fit {paper.row}, not one."
             raise self.source.refuse((*where, "row"), what)

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -41,8 +41,6 @@ from dfkd_lite.viz.pictures import png, tile
 from .file import Run
 from .trained import taught
 
-Watch = Callable[[Distillation, dict[str, float]], None]
-
 
 @dataclass(frozen=True)
 class Place:
@@ -54,13 +52,13 @@ class Place:
     """
 
     data: Mapping[str, str]
-    records: Path = field(default_factory=lambda: RECORDS)
+    records: Path = RECORDS
     work: Path = Path("runs")
     device: str = "auto"
     resume: bool = False
     download: bool = False
     progress: bool = True
-    watch: Watch | None = None
+    watch: Callable[[Distillation, dict[str, float]], None] | None = None
 
     def folder(self, run: Run) -> Path:
         """Give the folder of one run's checkpoints and student."""
@@ -153,7 +151,7 @@ def execute(run: Run, place: Place) -> dict[str, Any]:
     record["seconds"] = {"load": loaded, **taught_in, **record["seconds"]}
     if parallel.rank() == 0:
         write_record(record, place.records)
-        # they hold the whole image pool; the record and the student are what is left of a run
+        # removed because they hold the whole image pool; the record and the student stay
         shutil.rmtree(place.folder(run) / "checkpoints", ignore_errors=True)
     parallel.wait()
     return record
@@ -185,7 +183,7 @@ def _distil(
             described_as = replace(spec, network=run.student)
             save_network(folder / "student.safetensors", student, described_as)
         last["student"] = report
-    except DivergedError as error:  # that too is a result
+    except DivergedError as error:  # a run that diverges is a result, too
         diverged = str(error)
     history = distillation.history
     problem = distillation.method.problem

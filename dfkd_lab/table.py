@@ -81,7 +81,7 @@ def _row(group: list[Run], records: dict[tuple[str, str], dict[str, Any]]) -> Ro
     found = [records[key] for run in group if (key := (run.experiment, run.name)) in records]
     ended = [record for record in found if not record.get("diverged")]
     done = [record for record in ended if "student" in record["last"]]
-    # beside its students' accuracy stands that of the same teachers
+    # the teachers of the students that are counted; of all runs, where none is
     taught = [record for record in done or found if "teacher" in record["last"]]
     return Row(
         experiment=first.experiment,

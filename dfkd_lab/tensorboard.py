@@ -43,7 +43,7 @@ class TensorBoard:
     def __call__(self, run: Distillation, row: dict[str, float]) -> None:
         episode = int(row["episode"])
         if self._writer is None:
-            # what a run that was cut off had written from here on counts no more
+            # drops what a run that was cut off had written from this episode on
             self._writer = self._open(purge_step=episode)
         for name, value in row.items():
             if name != "episode":

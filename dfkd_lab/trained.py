@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from dfkd_lite.data import ImageData, data_root
@@ -38,7 +37,7 @@ from dfkd_lite.storage.weights import (
 )
 from dfkd_lite.teach import TeachConfig, teach
 
-SMALL = 2**20  # bytes of weights up to which rounding them would save nothing worth having
+SMALL = 2**20  # bytes; weights up to this size are not rounded, as that would save too little
 
 
 def trained_teacher(
@@ -60,7 +59,7 @@ def taught(
 
     It is loaded where a file made with the same settings is there; else trained (with a progress
     bar, and from where it was cut off, if it was) and kept below
-    :func:`dfkd_lite.data.data_root`. What is given is always what the file holds: weights of more
+    :func:`dfkd_lite.data.data_root`. The returned network is the one in the file: weights of more
     than 1 MB are rounded to float16 where that leaves the test accuracy as it is. The card, a JSON
     file beside the weights, says what they are: data, network, settings, test accuracy, checksum,
     where and how long they were trained.
@@ -132,10 +131,11 @@ def keep_teacher(
     about: dict[str, Any],
 ) -> None:
     """Write a teacher (on the CPU) and its card, the card last: with it, the teacher is whole."""
-    rounded = copy.deepcopy(teacher)
+    rounded = copy.deepcopy(teacher).half().float()
+    within = all(bool(value.isfinite().all()) for value in rounded.state_dict().values())
     size = sum(value.nbytes for value in teacher.state_dict().values())
     report = evaluate(teacher, data.test, spec)
-    if size > SMALL and _round(rounded):
+    if size > SMALL and within:
         again = evaluate(rounded, data.test, spec)
         if again["accuracy"] == report["accuracy"]:
             teacher, report = rounded, again
@@ -157,15 +157,6 @@ def keep_teacher(
         **about,
     }
     write_json(path.with_suffix(".json"), card)
-
-
-@torch.no_grad()
-def _round(network: nn.Module) -> bool:
-    """Round a network's numbers to float16 in place; False: one is too large for it."""
-    values = [v for v in network.state_dict().values() if v.is_floating_point()]
-    for value in values:
-        value.copy_(value.half())
-    return all(bool(value.isfinite().all()) for value in values)
 
 
 def trained_student(

@@ -23,7 +23,7 @@ def export_onnx(
 ) -> float:
     """Write ``model`` as an ONNX file; its input ``pixels`` is (B, C, H, W) in [0, 1], B free.
 
-    The file is run with ONNX Runtime on random images, and on ``check`` if given; it gets its name
+    The file is run with ONNX Runtime on random images, and on ``check`` if given; it is written
     only when all logits agree with the model's.
 
     Args:

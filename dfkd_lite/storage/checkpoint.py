@@ -129,7 +129,7 @@ def _steps(folder: Path) -> dict[int, Path]:
     return {int(match[1]): path for match, path in found if match}
 
 
-# What torch.save and torch.load raise for what is more than data, or is damaged.
+# What torch.save and torch.load raise where there is more than data, or the file is damaged.
 _BAD_STATE = (pickle.PickleError, RuntimeError, AttributeError, TypeError, KeyError, EOFError)
 
 
@@ -138,7 +138,7 @@ def _packed(found: Checkpoint) -> bytes:
     try:
         torch.save(vars(found), buffer)
         content = buffer.getvalue()
-        _unpacked(content)  # better refused now than when the run is to go on
+        _unpacked(content)  # refuses now what could not be loaded when the run is to go on
     except _BAD_STATE as error:
         raise InputError(
             "The state of the run cannot be saved: it may hold plain data and tensors only "
