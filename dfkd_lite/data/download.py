@@ -71,7 +71,7 @@ def find_or_fetch(what: str, url: str, md5: str, path: Path, download: bool) -> 
 def fetch(url: str, path: Path, checksum: str) -> None:
     """Download ``url`` to ``path``; continue where an earlier attempt stopped.
 
-    What has arrived is kept in ``<path>.part``, which is deleted if its checksum is wrong.
+    What has arrived is kept in ``<path>.part`` until it is whole; a wrong checksum deletes it.
 
     Args:
         checksum: hexadecimal MD5 (32 digits) or SHA-256 (64 digits).

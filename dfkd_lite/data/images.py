@@ -82,7 +82,7 @@ class Split:
         shuffle_rng: torch.Generator | None = None,
         device: torch.device | str = "cpu",
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Go through all images once, in order or shuffled; the last batch may be short.
+        """Go through all images once, in order or as ``shuffle_rng`` says; the last may be short.
 
         Yields:
             Images float32 (B, C, H, W) in [0, 1] and labels int64 (B,), both on ``device``.

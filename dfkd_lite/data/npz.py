@@ -30,7 +30,7 @@ def read_npz(
     size: int | None,
     class_names: tuple[str, ...] | None = None,
 ) -> ImageData:
-    """Read an archive of arrays; map it from disk if it is too large and ``size`` is None."""
+    """Read an .npz; map it from disk if it is too large for memory and ``size`` is None."""
     try:
         with zipfile.ZipFile(path) as file:
             arrays = [m for m in file.namelist() if m.endswith(".npy")]

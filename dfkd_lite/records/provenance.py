@@ -85,7 +85,7 @@ def _version(package: str) -> str | None:
 
 
 def _code_version() -> dict[str, Any]:
-    """Return the commit, and whether files of the code differ from it (None: not a checkout)."""
+    """Return the commit; whether dfkd_lite, dfkd_lab or benchmarks differ (None: no checkout)."""
     root = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str | None:

@@ -24,7 +24,7 @@ RECORDS = SHIPPED / "records"
 
 
 class Record(BaseModel):
-    """Holds a record's fields: every record is checked against them, written or read.
+    """Holds a record's fields: each record is checked against them when written and when read.
 
     Fields without a default are required; ``dfkd run`` fills all fields. Times are in seconds.
     """

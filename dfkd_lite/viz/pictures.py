@@ -1,6 +1,6 @@
 """Makes pictures as arrays and PNG bytes: sheets of images, and views of what λ changes.
 
-It needs NumPy and Pillow alone, so that making a picture loads no drawing library.
+Besides PyTorch it needs only NumPy and Pillow: making a picture loads no drawing library.
 """
 
 from __future__ import annotations
