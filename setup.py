@@ -1,4 +1,4 @@
-"""Pack the records into the wheel. All else about the distribution is in pyproject.toml."""
+"""Packs the records into the wheel; everything else of the build is set in pyproject.toml."""
 
 import json
 import lzma
@@ -9,7 +9,7 @@ from setuptools.command.build_py import build_py
 
 
 def packed(folder: Path) -> dict[str, dict]:
-    """Records by name, with the pictures of seed 0 alone: the pages show no others."""
+    """Read a folder's records, by name; keep only seed 0's pictures, as pages show no others."""
     records = {path.stem: json.loads(path.read_text("utf-8")) for path in folder.glob("*.json")}
     for record in records.values():
         if record["seed"] != 0 and "images_png" in record:
@@ -18,12 +18,12 @@ def packed(folder: Path) -> dict[str, dict]:
 
 
 class PackRecords(build_py):
-    """Write one archive an experiment, which ``dfkd_lite.records`` reads in place of the files."""
+    """Writes an archive for each experiment, which the installed ``dfkd_lite.records`` reads."""
 
     def run(self) -> None:
         """Copy the package's files, then add the archives."""
         super().run()
-        if self.editable_mode:  # the checkout itself is used
+        if self.editable_mode:  # an editable install reads the checkout's own files
             return
         target = Path(self.build_lib) / "dfkd_lite" / "_data" / "records"
         for folder in sorted(Path("data/records").iterdir()):

@@ -1,9 +1,9 @@
-"""What torch.compile saves in a step of a teacher's training, and what it costs before the first.
+"""Measures what torch.compile saves in a step of teaching, and how long compiling takes first.
 
     python benchmarks/compile.py --json data/records/speed/compile.json
     python benchmarks/compile.py --network wrn-40-2 --threads 1
 
-Plain and compiled steps take turns, and the fastest of each is taken, as a busy machine only slows.
+Plain and compiled steps take turns. The fastest of each counts, since other work only slows steps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dfkd_lite.records import environment, plain
 from dfkd_lite.storage.files import write_json
 from dfkd_lite.teach import TeachConfig, Teaching
 
-ROUNDS = 4  # of two steps each
+ROUNDS = 4  # of two timed steps each, after one that does not count
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, precision: str) -> dict[str, float]:
-    """Seconds of a step, plain and compiled, and of the first compiled one."""
+    """Return seconds of a step, plain and compiled; ``first`` is for the first three compiled."""
     runs = {
         name: Teaching(
             options.network,
@@ -64,7 +64,7 @@ def measure(options: argparse.Namespace, precision: str) -> dict[str, float]:
 
 
 def blank(count: int, size: int) -> ImageData:
-    """One batch of black images in ten classes: times do not depend on what is in them."""
+    """Make one batch of black images in ten classes: times do not depend on what images show."""
     train = Split(torch.zeros(count, 3, size, size, dtype=torch.uint8), torch.arange(count) % 10)
     names = tuple(map(str, range(10)))
     return ImageData("blank", names, 3, size, (0.5,) * 3, (0.25,) * 3, train, None, train)

@@ -1,18 +1,18 @@
-"""What the cells of the paper's tables cost on this machine: a few steps of each, multiplied.
+"""Estimates what cells of the paper's tables cost on this machine: times a few steps of each.
 
     python benchmarks/cost.py --json data/records/cost/cpu.json
     python benchmarks/cost.py cifar10-jpeg table4-28px          # some experiments only
     python benchmarks/cost.py table2 --only teacher=vgg-11      # some of their cells
 
-Times do not depend on what is in the images: they are blank here, in the sizes of the real data
-sets, so that no data are needed. One seed of a cell is its teacher and its student. Cells that
-differ in the number of classes or of images, in budgets, or in weights of losses that stay above
-zero, have steps of equal cost: those are timed once.
+Times do not depend on what images show, so blank ones in the sizes of the real data sets are used,
+and no data are needed. The cost of a cell is that of one seed: its teacher and its student. Cells
+whose steps cost the same are timed once: they differ only in the number of classes or of images, in
+budgets, or in weights of losses that stay above zero.
 
-Batches of more pixels than 128 images at 32 px do not fit a small machine, and take long. They are
-divided by a power of two, and the times multiplied back: that takes cost to be proportional to the
-batch, which leaves out what a step costs whatever its batch (the optimiser, above all), and counts
-it too often. The divisor's inverse stands in each row as ``measured_fraction``.
+Batches of more pixels than 128 images at 32 px take long and do not fit a small machine. They are
+divided by a power of two, and the measured times are multiplied by it. This assumes a cost in
+proportion to the batch: what a step costs whatever its batch (above all the optimiser) is counted
+too often. Each row has one divided by the divisor as ``measured_fraction``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from dfkd_lite.data import ImageData, Split
 from dfkd_lite.records import environment, plain
 from dfkd_lite.storage.files import write_json
 
-#: channels, side, classes, training images
+#: Data set -> channels, side in pixels, classes, training images.
 SHAPES = {
     "digits": (1, 16, 10, 1297),
     "cifar10": (3, 32, 10, 50_000),
@@ -45,13 +45,13 @@ SHAPES = {
     "bloodmnist": (3, 28, 8, 11_959),
     "pneumoniamnist": (1, 28, 2, 4_708),
 }
-#: The paper's tables (Table 6 differs from Table 2 in lambda alone), and ours. Table 5 as published
-#: would take as long as all of them: name it to have it.
+#: Timed by default: the paper's tables (Table 6 is Table 2 with other lambda), and ours. Table 5 as
+#: published would take as long as all of these, so it is timed only if it is named.
 TABLES = (
     "table2", "table3", "table4", "table6",
     "table4-28px", "cifar10-jpeg", "table5-digits", "table6-digits",
 )  # fmt: skip
-PIXELS = 128 * 32**2  # of a batch, at most
+PIXELS = 128 * 32**2  # largest number of pixels of a batch
 
 
 def main() -> None:
@@ -88,14 +88,14 @@ def main() -> None:
 
 
 def shape(run: Run) -> tuple[int, int, int, int]:
-    """Channels, side, classes, training images of the run's data."""
+    """Return channels, side, classes and number of training images of the run's data."""
     channels, side, classes, count = SHAPES[run.data]
     return channels, run.size or side, classes, count
 
 
 def dividing(run: Run, pixels: int) -> int:
-    """The power of two by which the run's batches must be divided to have ``pixels`` at most; no
-    batch is left with fewer than two images, or with a part of one."""
+    """Return the power of two that divides the run's batches to at most ``pixels`` each, or the
+    largest that leaves every batch a whole number of images, two at least."""
     sizes = (run.teach.batch_size, run.distill.batch_size, run.method.synthesis_batch)
     divisor = 1
     while max(sizes) * shape(run)[1] ** 2 > divisor * pixels and all(
@@ -106,7 +106,7 @@ def dividing(run: Run, pixels: int) -> int:
 
 
 def of_one_step(run: Run, divisor: int) -> Run:
-    """``run`` with smaller batches, and without what a step's cost does not depend on."""
+    """Return ``run`` with divided batches, and without what does not change a step's cost."""
     method = run.method
     weights = ("kappa", "bn_weight", "class_weight", "adversarial_weight", "beta")
     simple: dict[str, Any] = {n: 1.0 for n in weights if getattr(method, n, 0) > 0}
@@ -125,7 +125,7 @@ def of_one_step(run: Run, divisor: int) -> Run:
 
 
 def blank(run: Run) -> ImageData:
-    """One batch of images of the data set's shape: an epoch is one step."""
+    """Make one batch of blank images in the data set's shape, so that an epoch is one step."""
     channels, side, classes, _ = shape(run)
     count = run.teach.batch_size
     images = torch.zeros(count, channels, side, side, dtype=torch.uint8)
@@ -137,7 +137,7 @@ def blank(run: Run) -> ImageData:
 
 
 def row(run: Run, step: Cost, divisor: int) -> dict[str, Any]:
-    """Times in seconds; ``step`` has those of one step of the teacher and of divided batches."""
+    """Return a row of the report (seconds); ``step`` has the times of the divided batches."""
     channels, side, classes, images = shape(run)
     teacher_step = step.epoch * divisor
     steps = -(-images // run.teach.batch_size)

@@ -1,10 +1,10 @@
-"""What accuracy does not say of the students of ``table4-28px``, on PneumoniaMNIST's test images.
+"""Measures what accuracy hides of ``table4-28px``'s students, on PneumoniaMNIST's test images.
 
     python benchmarks/medical.py --data PATH/pneumoniamnist.npz --work runs
 
-One record a run: the ROC curve, the reliability diagram, how alike teacher and student look at the
-real images, and what a threshold that is set on synthetic images would do. Reads the students and
-generators that ``dfkd run`` left below --work.
+It writes one record a run: the ROC curve, the reliability diagram, how alike the maps of teacher
+and student are on real images, and the accuracy with a threshold set on synthetic images. It reads
+the students and generators that ``dfkd run`` saved below --work, and passes over runs without one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dfkd_lite.records import RECORDS, environment, write_record
 from dfkd_lite.storage.weights import load_network, load_weights
 
 EXPERIMENT = "table4-28px"
-POINTS = 41  # of a ROC curve, evenly over the false positive rate
+POINTS = 41  # of a ROC curve, evenly spaced in the false positive rate
 SYNTHETIC = 1024  # images that the threshold is set on
 
 
@@ -70,8 +70,8 @@ def main() -> None:
 def measure(
     teacher: nn.Module, student: nn.Module, generator: nn.Module, data: ImageData, spec: NetworkSpec
 ) -> dict[str, dict[str, Any]]:
-    """ROC, reliability and the rest for both, with the thresholds that need no real image; for the
-    student also the likeness of the maps."""
+    """Return what `evaluate` and `curve` give of both networks; of the student also the threshold
+    set on synthetic images, its accuracy with it, and the likeness of the maps."""
     report = {
         "teacher": evaluate(teacher, data.test, spec) | curve(teacher, data, spec),
         "student": evaluate(student, data.test, spec, teacher) | curve(student, data, spec),
@@ -90,8 +90,8 @@ def measure(
 def matched_threshold(
     teacher: nn.Module, student: nn.Module, generator: nn.Module, spec: NetworkSpec
 ) -> float:
-    """What class 1's logit must be ahead by for the student to name class 1 as often as the teacher
-    does, on synthetic images: needs no real ones."""
+    """Return the lead in logits that the student must ask of class 1 to name it as often as the
+    teacher does, on synthetic images; no real images are needed."""
     rng = torch.Generator().manual_seed(0)
     images = generator(torch.randn(SYNTHETIC, generator.config.z_dim, generator=rng))
     x = normalise(images, spec)
@@ -108,9 +108,9 @@ def at_threshold(logits: Tensor, labels: Tensor, threshold: float) -> float:
 
 
 def curve(model: nn.Module, data: ImageData, spec: NetworkSpec) -> dict[str, Any]:
-    """True positive rate on a grid of false positive rates; the accuracy of the best threshold,
-    which is found on the test images and so is no result; and that of the threshold that follows
-    from the shares of the classes, in training and in the test set, alone."""
+    """Return the true positive rates on a grid of false positive rates; the accuracy of the best
+    threshold (no result, as test images choose it); and the threshold, with its accuracy, that
+    follows from the classes' shares in the train and the test split alone."""
     logits, labels = predict(model, data.test, spec)
     margin = margins(logits)
     false, true, _ = roc_curve(labels, margin, drop_intermediate=False)
@@ -128,7 +128,7 @@ def curve(model: nn.Module, data: ImageData, spec: NetworkSpec) -> dict[str, Any
 
 
 def log_odds(labels: Tensor) -> float:
-    """Of class 1 against class 0."""
+    """Return the log odds of class 1 against class 0 among labels."""
     share = (labels == 1).double().mean()
     return torch.logit(share).item()
 
@@ -136,9 +136,9 @@ def log_odds(labels: Tensor) -> float:
 def consistency(
     teacher: nn.Module, student: nn.Module, data: ImageData, spec: NetworkSpec
 ) -> dict[str, list[float]]:
-    """Likeness of the last stage's maps on the test images, for the class that the teacher names
-    (open point 7) and by that class: with the teacher's map of the same image, and, to compare,
-    with its map of another image of that class."""
+    """Correlate the last stage's maps of student and teacher on test images, for each class that
+    the teacher names (open point 7): of the same image ("same"), and, to compare, the teacher's of
+    another image of that class ("other")."""
     found: dict[str, list[Tensor]] = {"teacher": [], "student": [], "named": []}
     for images, _ in data.test.batches(128):
         x = normalise(images, spec)

@@ -1,9 +1,9 @@
-"""Memory does not grow with a run's length: peak of a short run and of one ten times as long.
+"""Measures whether memory grows with a run's length: peak of a short run and one 10 times as long.
 
     python benchmarks/memory.py
     python benchmarks/memory.py --json memory.json
 
-Both runs fill the same bounded pool; each is a process of its own, since a peak never goes down.
+Both runs fill a pool of the same size. Each is its own process, because a peak never goes down.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=1000, help="images kept at most")
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     options = parser.parse_args()
-    # spawned, not forked: a child starts with its own peak, not its parent's
+    # spawned, not forked: a forked child would start with its parent's peak
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as workers:
         lengths = (options.episodes, 10 * options.episodes)
         peaks = [workers.apply(peak_of, (length, options.pool)) for length in lengths]
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def peak_of(episodes: int, pool_size: int) -> int:
-    """Peak memory in bytes of a run of so many episodes, measured in this process."""
+    """Run so many episodes in this process, and return its peak memory in bytes."""
     torch.manual_seed(0)
     lite = preset("lite")
     config = replace(lite.distill, episodes=episodes, student_steps=2, pool_size=pool_size)

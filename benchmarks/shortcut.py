@@ -1,12 +1,12 @@
-"""Does MSARC keep a student from a shortcut? One record a seed below data/records/.
+"""Tests whether MSARC keeps a student from a shortcut; writes one record a seed.
 
     python benchmarks/shortcut.py --seeds 0 1 2              # data/records/shortcut
     python benchmarks/shortcut.py --seeds 0 1 2 --controls   # data/records/shortcut-controls
 
 The teacher never saw the shortcut. Students learn from its answers on a few real images, with a
-white square that tells the class or without it, for several beta of Eq. 17; they are examined on
-test images without a square, with one that tells the truth, and with one that lies. The controls
-learn without maps: is it the maps that help, or a stronger demand on the logits, or more steps?
+white square that tells the class or without it, for several beta of Eq. 17. They are measured on
+test images without a square, with one that tells the class, and with one that tells a wrong class.
+The controls learn without maps: they test if a stronger loss on logits, or more steps, helps too.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from dfkd_lite.records import RECORDS, environment, plain, write_record
 
 IMAGES = 200
 BETAS = (0.0, 0.01, 0.1, 0.3, 1.0)
-CLEAN_BETAS = (0.0, 0.1)  # the same without a square: what MSARC does where there is no shortcut
+CLEAN_BETAS = (0.0, 0.1)  # for images without a square: what MSARC does without a shortcut
 
 
-#: Losses without maps, on images with the square.
+#: Losses without maps, by name; students learn with them on images with the square.
 CONTROLS = ("KL + 0.1 squared distance", "squared distance", "10 KL", "KL, twice the episodes")
 
 
 class Control(Given):
-    """Distillation with a loss on the logits alone, by its name in ``CONTROLS``."""
+    """Distils with a loss on the logits alone; ``loss`` is its name in ``CONTROLS``."""
 
     loss = "KL"
 

@@ -1,11 +1,11 @@
-"""What our code adds to the bare networks: ratios of times measured in one run.
+"""Measures what our code adds to the bare networks: ratios of times measured in one run.
 
     python benchmarks/speed.py                      # WRN-16-2 -> WRN-16-1, 32 px, batch 128
     python benchmarks/speed.py --json speed.json
 
-Bare is the cost of the same networks' forward and backward passes on the same batch, with nothing
-around them. Bare and ours take turns, and the median of each is compared, so that a busy machine
-slows both.
+"Bare" is the time of the same networks' forward and backward passes on a batch of the same size,
+without anything else. Bare and ours take turns, so that other work on the machine slows both, and
+their medians are compared.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def compare(bare: Callable[[], None], ours: Callable[[], object], rounds: int) -
     for number in range(rounds + 1):
         for name, function in (("bare", bare), ("ours", ours)):
             seconds = timed(function)
-            if number:  # the first round warms caches up
+            if number:  # the first round only warms the caches
                 times[name].append(seconds)
     medians = {name: statistics.median(values) for name, values in times.items()}
     return medians | {"ratio": medians["ours"] / medians["bare"]}
@@ -116,7 +116,7 @@ def synthesis(run: Distillation) -> None:
 
 
 def bare_synthesis(run: Distillation) -> None:
-    """Generator, teacher and student forward, and backward to the generator's weights and z."""
+    """Run generator, teacher and student forward, and backward to the generator's weights and z."""
     method = run.method
     for _ in range(method.config.meta.steps):
         z = torch.randn(method.config.synthesis_batch, method.config.generator.z_dim)
@@ -128,7 +128,7 @@ def bare_synthesis(run: Distillation) -> None:
 
 
 def bare_step(run: Distillation, images: Tensor) -> None:
-    """Teacher forward, student forward and backward."""
+    """Run the teacher forward, and the student forward and backward."""
     with torch.no_grad(), precision(run):
         run.teacher(images)
     run.network.zero_grad()

@@ -1,4 +1,4 @@
-"""Grades a folder of submissions: the command ``dfkd course``."""
+"""Provides the command ``dfkd course``, which grades a folder of submissions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def add_commands(commands: Any, common: Callable[..., argparse.ArgumentParser]) 
 
 def grade(options: argparse.Namespace) -> None:
     """Grade a folder of submissions, and print one line for each: ``dfkd course grade FOLDER``."""
-    from dfkd_course.grade import grade_folder  # the course stands on the package
+    from dfkd_course.grade import grade_folder  # imported late: dfkd_course stands on dfkd_lite
     from dfkd_course.reading import read_assignment
 
     named = Path(options.assignment)

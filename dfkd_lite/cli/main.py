@@ -1,4 +1,4 @@
-"""Teaches a teacher, distils it without its data, evaluates both: the command ``dfkd``."""
+"""Provides the command ``dfkd``: it teaches a teacher, distils it, and evaluates networks."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ it learns, for your eyes; no step and no choice of checkpoint depends on it.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code (2: input that cannot be used, 130: Ctrl-C)."""
+    """Run the command; return its exit code (1: output closed, 2: bad input, disk, 130: Ctrl-C)."""
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads the output, such as `| head`, has seen enough
+    except BrokenPipeError:  # the reader of the output, such as `| head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except InputError as error:
@@ -152,7 +152,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _methods(options: argparse.Namespace) -> None:
-    """List the methods that ``--method`` knows, with what making images costs as published."""
+    """Print the methods that ``--method`` knows, with the cost of making images as published."""
     print(f"{'name':13} {'year':5} {'cost':>7}  {'idea':66} source")
     for name, method in METHODS.items():
         if method.about is not None:
@@ -167,7 +167,7 @@ def _methods(options: argparse.Namespace) -> None:
 def _data(
     options: argparse.Namespace, name: str, size: int | None, spec: NetworkSpec | None = None
 ) -> ImageData:
-    """Read data; with ``spec``, refuse what a network of that kind cannot read."""
+    """Load data; refuse other numbers of classes or channels than those of ``spec``."""
     data = load(name, options.data_root, size, options.download)
     if spec and (data.classes, data.channels) != (spec.classes, spec.channels):
         raise InputError(
@@ -182,7 +182,7 @@ def _accuracy(data: ImageData, spec: NetworkSpec, model: nn.Module) -> dict[str,
 
 
 def _parser() -> argparse.ArgumentParser:
-    from dfkd_lab import command as lab_command  # the laboratory stands on the package
+    from dfkd_lab import command as lab_command  # imported late: dfkd_lab stands on dfkd_lite
 
     parser = argparse.ArgumentParser(
         prog="dfkd",

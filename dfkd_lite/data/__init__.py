@@ -1,11 +1,10 @@
-"""Image data by name or by path, as 8-bit tensors with everything a network must know of them.
+"""Loads image data by name or by path, as 8-bit tensors with what a network must know of them.
 
 ``load("digits")`` needs no files; ``load("pathmnist", size=64, download=True)`` fetches them;
 ``load("my/photos")`` reads a folder of class folders and ``load("mine.npz")`` an archive of
-arrays. Every source gives the same `ImageData`. Files are looked for, and written, below one
-folder only: ``root``, else the environment variable ``DFKD_DATA``, else ``data/downloads``.
-(The package ``medmnist``, imported where one of its sets is asked for, makes an empty
-``~/.medmnist``.)
+arrays. Every source gives the same `ImageData`. The files of named sets are looked for in one
+folder, and nothing is written outside it: ``root``, else the environment variable ``DFKD_DATA``,
+else ``data/downloads``. (One exception: the package ``medmnist`` makes an empty ``~/.medmnist``.)
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ __all__ = [
     "names",
 ]
 
-#: A data set is a file of this folder and a line here. Each reads from ``root`` what it needs,
-#: in the side that is asked for, or fetches it where that is allowed.
+#: The function that reads each named data set. Its arguments are the folder ``root``, the side in
+#: pixels (None: the default), and whether files that are missing may be downloaded.
 READERS: dict[str, Callable[[Path, int | None, bool], ImageData]] = {
     "digits": read_digits,
     "cifar10": lambda root, size, download: read_cifar("cifar10", root, size, download),
@@ -49,12 +48,12 @@ READERS: dict[str, Callable[[Path, int | None, bool], ImageData]] = {
 
 
 def data_root(root: str | Path | None = None) -> Path:
-    """The one folder in which files are looked for and written."""
+    """Return the folder of named data sets: ``root``, else DFKD_DATA, else data/downloads."""
     return Path(root or os.environ.get("DFKD_DATA") or Path("data") / "downloads").expanduser()
 
 
 def names() -> tuple[str, ...]:
-    """Every name that `load` knows: those of ``READERS``, and MedMNIST's."""
+    """Return every name that `load` knows: those of ``READERS``, and MedMNIST's."""
     return (*READERS, *medmnist_info())
 
 
@@ -68,15 +67,16 @@ def load(
 
     A folder holds ``<class>/*.png`` (of each class a fifth, drawn by a fixed rule, becomes the
     test split), or ``train/<class>/..`` with ``test/<class>/..``, ``val/<class>/..`` or both
-    (a lone ``val`` serves as test). An ``.npz`` holds uint8 arrays ``train_images`` (N, H, W) or
+    (``val`` alone serves as test). An ``.npz`` holds uint8 arrays ``train_images`` (N, H, W) or
     (N, H, W, C), ``train_labels``, ``test_images``, ``test_labels``, optionally ``val_*``, or
-    ``x_train``, ``y_train``, ``x_test``, ``y_test``. Names win over folders of the same name.
+    ``x_train``, ``y_train``, ``x_test``, ``y_test``. A string that is a name is read as a name,
+    even where a folder is called the same; give the folder as a `Path`.
 
     Args:
-        root: where files lie and downloads go; see `data_root`.
-        size: side in pixels, 8 to 224, bilinear where it is not the images' own; MedMNIST: 28
-            (default), 64, 128 or 224. Defaults: digits 16, ImageNet's subsets 224, a folder the
-            shorter side of its first image (at most 224), everything else its own.
+        root: the folder of files and downloads; see `data_root`.
+        size: side in pixels, 8 to 224; images of another side are resized (bilinear). MedMNIST
+            has 28 (default), 64, 128 and 224. Defaults: digits 16, imagenette and imagenet100 224,
+            a folder the shorter side of its first image (at most 224), everything else its own.
         download: fetch what is missing. Without it the network is never used.
 
     Raises:
@@ -104,4 +104,4 @@ def _read_path(path: Path, root: Path, size: int | None) -> ImageData:
         choose("data set", str(path), names())
     except InputError as error:
         raise InputError(f"{error} A folder or an .npz file is given by its path.") from None
-    raise AssertionError(path)  # called for unknown names only
+    raise AssertionError(path)  # a Path with the name of a data set, where no such folder is

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 in their binary form."""
+"""Reads CIFAR-10 and CIFAR-100 in their binary form."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .images import ImageData, Split, from_tensors
 
 @dataclass(frozen=True)
 class CifarFiles:
-    """What an unpacked binary CIFAR archive holds; a record is labels, then 3 x 32 x 32 bytes."""
+    """Describes an unpacked binary archive: records of labels, then 3 x 32 x 32 bytes of image."""
 
     train: tuple[str, ...]
     test: str
     names: str
-    label_bytes: int  # CIFAR-100 has a coarse label first; the last one is the class
+    label_bytes: int  # of a record; CIFAR-100 has a coarse label first, the class label last
     classes: int
     records: int  # in each file of the train split
     test_records: int = 10_000
@@ -39,7 +39,7 @@ CIFAR_FILES = {
 
 
 def read_cifar(name: str, root: Path, size: int | None, download: bool) -> ImageData:
-    """Read ``cifar10`` or ``cifar100`` from the unpacked binary archive."""
+    """Read ``cifar10`` or ``cifar100``; unpack or fetch (``download``) the archive where needed."""
     files, folder = CIFAR_FILES[name], unpacked(name, root, download)
     parts = [_cifar_file(folder / file, files, files.records) for file in files.train]
     train = Split(torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts]))

@@ -1,4 +1,4 @@
-"""Handwritten digits: the set that needs no file and no network."""
+"""Reads the handwritten digits of scikit-learn, which need no file and no network."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .images import ImageData, Split, from_tensors
 
 
 def read_digits(root: Path, size: int | None, download: bool) -> ImageData:
-    """The 1,797 digits of 8 x 8 pixels that come with scikit-learn: 1,297 train, 500 test.
+    """Read scikit-learn's 1,797 digits of 8 x 8 pixels, resized to 16 or ``size``.
 
-    The split is stratified and always the same: scikit-learn's with ``random_state=0``. The 17
-    grey levels are spread over 0 to 255 after enlarging, so that they are rounded once only.
+    The split, 1,297 train and 500 test, is stratified and always the same (``random_state=0``). The
+    17 grey levels are scaled to 0 to 255, then resized (bilinear), and rounded only at the end.
     """
     from sklearn.datasets import load_digits  # imported late: it takes a second
     from sklearn.model_selection import train_test_split

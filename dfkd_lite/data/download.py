@@ -1,4 +1,4 @@
-"""Downloads that can be gone on with, checksums, and archives unpacked whole or not at all."""
+"""Downloads files (resumable, checked by checksum) and unpacks archives whole or not at all."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class Archive:
-    """An official archive: where it is, its checksum, and the folder that it unpacks to."""
+    """Holds an official archive's address, its checksum, and the folder that it unpacks to."""
 
     url: str
     md5: str
@@ -29,11 +29,11 @@ class Archive:
 
     @property
     def file(self) -> str:
-        """The archive's file name."""
+        """Return the archive's file name."""
         return self.url.rsplit("/", 1)[-1]
 
 
-# CIFAR in its binary version: the "python" archives are pickles, which are never opened here.
+# CIFAR is taken in its binary version: the "python" one is pickled, and pickles are never opened.
 ARCHIVES = {
     "cifar10": Archive(
         "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
@@ -59,7 +59,7 @@ ARCHIVES = {
 
 
 def find_or_fetch(what: str, url: str, md5: str, path: Path, download: bool) -> None:
-    """Fetch ``path``, or say that it is missing and how to get it."""
+    """Fetch ``path`` if ``download``, else raise InputError, which says how to get the file."""
     if not download:
         raise InputError(
             f"{what} needs the file {path}, which is not there: load it with download=True "
@@ -69,20 +69,20 @@ def find_or_fetch(what: str, url: str, md5: str, path: Path, download: bool) -> 
 
 
 def fetch(url: str, path: Path, checksum: str) -> None:
-    """Download ``url`` to ``path``, going on where an earlier attempt stopped.
+    """Download ``url`` to ``path``; continue where an earlier attempt stopped.
 
-    What has arrived is kept in ``<path>.part`` until it is whole and its checksum is right.
+    What has arrived is kept in ``<path>.part`` until it is whole; a wrong checksum deletes it.
 
     Args:
         checksum: hexadecimal MD5 (32 digits) or SHA-256 (64 digits).
 
     Raises:
-        InputError: the server cannot be reached, the disk is full, the checksum is wrong.
+        InputError: the download fails or breaks off, the disk is full, the checksum is wrong.
     """
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = any(_receive(url, part) for _ in range(5))  # each attempt goes on from the last
+        whole = any(_receive(url, part) for _ in range(5))  # each continues the one before
     except (OSError, http.client.HTTPException) as error:
         raise InputError(
             f"{url} could not be downloaded to {path} ({error}); what has arrived is kept, so run "
@@ -98,13 +98,13 @@ def fetch(url: str, path: Path, checksum: str) -> None:
 
 
 def _receive(url: str, part: Path) -> bool:
-    """Append to ``part`` what is missing; whether it is whole now."""
+    """Download what ``part`` lacks of ``url``, and return whether it is whole now."""
     have = part.stat().st_size if part.is_file() else 0
     headers = {"User-Agent": "dfkd_lite"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
         reply = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30)
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # "range not satisfiable": nothing is left, or too much is here
+        if error.code != 416:  # "range not satisfiable": part is whole already, or too long
             raise
         error.close()
         if error.headers.get("Content-Range") == f"bytes */{have}":
@@ -126,7 +126,7 @@ def _receive(url: str, part: Path) -> bool:
 
 
 def _check_sum(path: Path, checksum: str, advice: str) -> None:
-    """Compare a file with its checksum; a wrong ``.part`` is removed, for it cannot be resumed."""
+    """Compare a file with its checksum; remove a wrong ``.part``, as it cannot be continued."""
     kind = {32: "md5", 64: "sha256"}[len(checksum)]
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False))
@@ -141,7 +141,7 @@ def _check_sum(path: Path, checksum: str, advice: str) -> None:
 
 
 def unpacked(name: str, root: Path, download: bool) -> Path:
-    """The unpacked folder of an official archive; unpack or fetch the archive where needed."""
+    """Return an official archive's unpacked folder; unpack or fetch the archive where needed."""
     archive = ARCHIVES[name]
     folder, file = root / archive.folder, root / archive.file
     if folder.is_dir():
@@ -155,7 +155,7 @@ def unpacked(name: str, root: Path, download: bool) -> Path:
 
 
 def _unpack(file: Path, folder: str) -> None:
-    """Unpack ``folder`` beside its archive, whole or not at all; nothing lands elsewhere."""
+    """Unpack ``folder`` beside its archive, whole or not at all; write nothing elsewhere."""
     temporary = file.parent / f".{folder}.unpacking"
     shutil.rmtree(temporary, ignore_errors=True)
     try:

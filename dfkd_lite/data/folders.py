@@ -1,4 +1,4 @@
-"""Folders of images: anybody's own, and ImageNet's subsets."""
+"""Reads folders of images: the user's own, and subsets of ImageNet."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .images import (
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
 
-# The usual statistics of ImageNet, used for its subsets so that they need no pass over the files.
+# ImageNet's usual mean and std. Two of its subsets use them, to avoid a pass over the files.
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 IMAGENETTE_NAMES = {
@@ -52,7 +52,7 @@ def read_imagenette(root: Path, size: int | None, download: bool) -> ImageData:
 
 
 def read_imagenet100(root: Path, size: int | None, download: bool) -> ImageData:
-    """Read a hundred classes of ImageNet, which somebody has copied out of it."""
+    """Read 100 classes of ImageNet, which the user has copied to ``root/imagenet100``."""
     folder = root / "imagenet100"
     if not (folder / "train").is_dir():
         raise InputError(
@@ -76,7 +76,7 @@ def read_folder(
     nice_names: dict[str, str] | None = None,
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
 ) -> ImageData:
-    """Read class folders; ``nice_names`` are shown instead of the folders' own."""
+    """Read class folders (or Tiny-ImageNet's layout); ``nice_names`` replace the folders' names."""
     tiny = (folder / "val" / "val_annotations.txt").is_file()
     classes, splits = _tiny_splits(folder) if tiny else _folder_splits(folder)
     if tiny:
@@ -110,7 +110,7 @@ def _folder_splits(folder: Path) -> tuple[list[str], dict[str, _Files]]:
 
 
 def _held_out(folder: Path) -> tuple[list[str], dict[str, _Files]]:
-    """Keep a fifth of each class (at least one) for the test: a fixed draw, the same each time."""
+    """Split off a fifth of each class (at least one image) as test; the draw never changes."""
     images, train, test = _list_classes(folder), _Files(), _Files()
     for label, (name, paths) in enumerate(images.items()):
         if len(paths) < 2:
@@ -124,7 +124,7 @@ def _held_out(folder: Path) -> tuple[list[str], dict[str, _Files]]:
 
 
 def _list_classes(folder: Path) -> dict[str, list[Path]]:
-    """Class folders in the order of their names, each with its image files in theirs."""
+    """Return the class folders, sorted by name, each with its image files, sorted too."""
     classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not classes:
         raise InputError(f"{folder} holds no class folders; put the images into <class>/*.png.")
@@ -141,7 +141,7 @@ def _list_classes(folder: Path) -> dict[str, list[Path]]:
 
 
 def _tiny_splits(folder: Path) -> tuple[list[str], dict[str, _Files]]:
-    """Tiny-ImageNet: its val split serves as test, since the labels of its test are unpublished."""
+    """List Tiny-ImageNet's files; val serves as test, as the labels of test are not published."""
     images, annotations = _list_classes(folder / "train"), folder / "val" / "val_annotations.txt"
     label_of, test = {name: label for label, name in enumerate(images)}, _Files()
     for line in read_text(annotations).splitlines():
@@ -189,12 +189,12 @@ def _from_files(
 
 def _decode_all(split: AnySplit, name: str) -> Split:
     starts = range(0, len(split), 512)
-    pieces = tqdm(starts, f"reading {name}", leave=False, delay=1)  # seen only where it is slow
+    pieces = tqdm(starts, f"reading {name}", leave=False, delay=1)  # shown only after a second
     return Split(torch.cat([split.take(slice(i, i + 512)) for i in pieces]), split.labels)
 
 
 def _spread(items: Sequence[Any], count: int) -> list[Any]:
-    """At most ``count`` of ``items``, evenly spaced."""
+    """Return at most ``count`` of ``items``, evenly spaced."""
     chosen = min(count, len(items))
     return [items[i * len(items) // chosen] for i in range(chosen)]
 

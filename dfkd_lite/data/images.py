@@ -1,4 +1,4 @@
-"""What every source gives: 8-bit images in splits, with labels, and what a network must know."""
+"""Holds what every source gives: splits of 8-bit images with labels, and their statistics."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from torch import Tensor
 from ..errors import InputError, check_range
 from ..networks import NetworkSpec
 
-SIZES = (8, 224)  # smallest and largest side in pixels: the digits' own, and the paper's largest
+SIZES = (8, 224)  # smallest and largest side in pixels: of the digits, and of the paper
 
 MEMORY_LIMIT = 1_500 * 2**20  # bytes of pixels; Tiny-ImageNet stays below, Imagenette is above
 
-STATISTICS_IMAGES = 2_048  # how many images give mean and deviation where all would be too slow
+STATISTICS_IMAGES = 2_048  # read for mean and std where a set is too large for memory
 
 DECODE_THREADS = min(8, os.cpu_count() or 1)
 
-# What Pillow raises for files that are damaged or no pictures at all.
+# What Pillow raises for files that are damaged or are not images.
 _BAD_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
 def _chunks(count: int, batch_size: int, rng: torch.Generator | None) -> list[Tensor | slice]:
-    """Which images each batch holds: slices in order, index tensors where shuffled."""
+    """Return the images of each batch: slices in order, or index tensors where ``rng`` shuffles."""
     check_range("batch_size", batch_size, 1)
     if rng is None:
         return [slice(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
@@ -40,13 +40,13 @@ def _chunks(count: int, batch_size: int, rng: torch.Generator | None) -> list[Te
 
 
 def _to_float(images: Tensor, device: torch.device | str) -> Tensor:
-    """Move 8-bit images, then convert: a quarter of the bytes travel."""
+    """Move uint8 images to ``device``, then convert to [0, 1]: floats are four times as large."""
     return images.to(device).to(torch.float32).div_(255)
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images held as one tensor (in memory, or mapped from a file on disk).
+    """Holds images as one tensor (in memory, or mapped from a file on disk).
 
     Attributes:
         images: uint8 (N, C, H, W), 0 to 255.
@@ -73,7 +73,7 @@ class Split:
         return len(self.labels)
 
     def take(self, indices: Tensor | slice) -> Tensor:
-        """The images at ``indices``: uint8 (n, C, H, W)."""
+        """Return the images at ``indices``: uint8 (n, C, H, W)."""
         return self.images[indices]
 
     def batches(
@@ -93,13 +93,13 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class FolderSplit:
-    """Images decoded from their files batch by batch: the lazy twin of `Split`.
+    """Holds the paths of images, which are decoded batch by batch: for more than memory can hold.
 
     Attributes:
         paths: N image files.
         labels: int64 (N,).
         channels: 1 (grey) or 3 (RGB); every image is converted.
-        size: side in pixels; the shorter side is resized to it and the middle is kept.
+        size: side in pixels; an image's shorter side is resized to it, and the middle is kept.
     """
 
     paths: tuple[Path, ...]
@@ -112,7 +112,7 @@ class FolderSplit:
 
     @property
     def images(self) -> Tensor:
-        """Not available: these images are too many for memory."""
+        """Raise InputError: these images are too many for memory."""
         raise InputError(
             "These images are read from disk batch by batch; use batches() or take() instead of "
             ".images."
@@ -132,7 +132,7 @@ class FolderSplit:
         shuffle_rng: torch.Generator | None = None,
         device: torch.device | str = "cpu",
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """As `Split.batches`; the next batch is decoded while this one is in use."""
+        """Yield what `Split.batches` does; decode the next batch while this one is in use."""
         return self._decode_ahead(_chunks(len(self), batch_size, shuffle_rng), device)
 
     def _decode_ahead(
@@ -152,14 +152,14 @@ AnySplit = Split | FolderSplit
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """A data set for image classification.
+    """Holds a data set for image classification.
 
     Attributes:
         name: the name or path it was loaded by.
         class_names: one a class, in the order of the labels.
         channels, size: every image is (channels, size, size).
-        mean, std: one number a channel, of pixels in [0, 1], from the train split (for ImageNet's
-            subsets the usual constants); ``std`` is at least 1/255.
+        mean, std: one number a channel, of pixels in [0, 1], from the train split (imagenette and
+            imagenet100: ImageNet's usual constants); ``std`` from the split is at least 1/255.
         train, val, test: the splits; ``val`` is None where the source has none.
     """
 
@@ -175,18 +175,18 @@ class ImageData:
 
     @property
     def classes(self) -> int:
-        """Number of classes."""
+        """Return the number of classes."""
         return len(self.class_names)
 
     def spec(self, network: str) -> NetworkSpec:
-        """What it takes to rebuild ``network`` for this data."""
+        """Return what is needed to build ``network`` (a name) for this data."""
         return NetworkSpec(
             network, self.classes, self.channels, self.size, self.mean, self.std, self.class_names
         )
 
 
 def check_size(size: int | None) -> None:
-    """Refuse a side in pixels that is no whole number, or is out of range."""
+    """Refuse (InputError) a side in pixels that is no whole number, or outside 8 to 224."""
     if size is None:
         return
     if isinstance(size, bool) or not isinstance(size, int):
@@ -195,7 +195,7 @@ def check_size(size: int | None) -> None:
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Bilinear (antialiased where it shrinks), 8 bit in and out, in pieces to save memory."""
+    """Resize uint8 (N, C, H, W) bilinearly (antialiased where it shrinks), in pieces for memory."""
     if images.shape[-2:] == (size, size):
         return images
     out = torch.empty(*images.shape[:2], size, size, dtype=torch.uint8)
@@ -207,7 +207,7 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 
 def pixel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel of uint8 (N, C, H, W), exact: from 256 counts each."""
+    """Return each channel's mean and std in [0, 1] of uint8 (N, C, H, W), from exact counts."""
     channels = images.shape[1]
     counts = torch.zeros(channels, 256, dtype=torch.float64)
     for i in range(0, len(images), 1024):
@@ -217,14 +217,14 @@ def pixel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ..
     levels = torch.arange(256, dtype=torch.float64) / 255
     mean = shares @ levels
     variance = (shares * (levels - mean[:, None]) ** 2).sum(1)
-    std = variance.sqrt().clamp_min(1 / 255)  # a constant channel must not divide by zero
+    std = variance.sqrt().clamp_min(1 / 255)  # a constant channel would divide by zero
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def from_tensors(
     name: str, class_names: tuple[str, ...], splits: dict[str, Split], size: int | None = None
 ) -> ImageData:
-    """Put splits that are in memory together, resized to ``size``, with the statistics of train."""
+    """Make an ImageData of splits in memory, resized to ``size``, with the statistics of train."""
     if size is not None:
         splits = {s: Split(resize(d.images, size), d.labels) for s, d in splits.items()}
     train, val, test = splits["train"], splits.get("val"), splits["test"]
@@ -234,7 +234,7 @@ def from_tensors(
 
 
 def _open(path: Path) -> Image.Image:
-    """A picture opened for its header, or refused by name."""
+    """Open an image file and read its header; raise InputError where it cannot be read."""
     try:
         return Image.open(path)
     except (*_BAD_IMAGE, Image.DecompressionBombError) as error:
@@ -242,13 +242,13 @@ def _open(path: Path) -> Image.Image:
 
 
 def kind_and_side(path: Path) -> tuple[str, int]:
-    """Pillow's name for the kind of pixels, and the shorter side."""
+    """Return Pillow's mode of an image file ("L", "RGB", ...) and its shorter side in pixels."""
     with _open(path) as image:
         return image.mode, min(image.size)
 
 
 def decode(path: Path, channels: int, size: int) -> Tensor:
-    """One image file as uint8 (channels, size, size)."""
+    """Decode one image file to uint8 (channels, size, size): resized, and cut to its middle."""
     with _open(path) as image:
         if image.mode.startswith(("I", "F")):
             raise InputError(f"The image {path} has more than 8 bits a pixel; save it with 8.")

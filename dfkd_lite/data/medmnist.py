@@ -1,4 +1,4 @@
-"""MedMNIST and MedMNIST+: small medical images, by name."""
+"""Reads MedMNIST and MedMNIST+, sets of small medical images, by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .npz import read_npz
 
 
 def medmnist_info() -> dict[str, dict[str, Any]]:
-    """MedMNIST's own table: name -> task, labels, channels, and address and MD5 of each size.
+    """Return MedMNIST's own table: name -> task, labels, channels, address and MD5 of each size.
 
     Raises:
         InputError: the package ``medmnist`` is not installed.
@@ -28,8 +28,8 @@ def medmnist_info() -> dict[str, dict[str, Any]]:
 
 
 def read_medmnist(name: str, root: Path, size: int | None, download: bool) -> ImageData:
-    """Read a set of MedMNIST by its name, and compare its numbers with MedMNIST's table."""
-    # The package's own classes can neither go on with a download nor map a file beyond the memory.
+    """Read a set of MedMNIST by its name, and compare its image counts and shape with the table."""
+    # The package's own classes cannot continue a download, nor map a file too large for memory.
     row, side = medmnist_info()[name], 28 if size is None else size
     if row["python_class"].endswith("3D"):
         raise InputError(f"{name} holds volumes; this package works on flat images only.")

@@ -1,4 +1,4 @@
-"""Archives of arrays (``.npz``), named as MedMNIST or as Keras names them."""
+"""Reads archives of arrays (``.npz``) with the array names of MedMNIST or of Keras."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..errors import InputError
 from .images import MEMORY_LIMIT, SIZES, ImageData, Split, from_tensors
 
-# Split -> the keys of its images and labels in an .npz: as MedMNIST names them, as Keras does.
+# The names of images and labels in an .npz, by split: MedMNIST's, and below them those of Keras.
 _MEDMNIST_KEYS = {s: (f"{s}_images", f"{s}_labels") for s in ("train", "val", "test")}
 
 _KERAS_KEYS = {s: (f"x_{s}", f"y_{s}") for s in ("train", "val", "test")}
@@ -30,7 +30,7 @@ def read_npz(
     size: int | None,
     class_names: tuple[str, ...] | None = None,
 ) -> ImageData:
-    """Read an archive of arrays; one that is too large for memory is mapped from the disk."""
+    """Read an .npz; map it from disk if it is too large for memory and ``size`` is None."""
     try:
         with zipfile.ZipFile(path) as file:
             arrays = [m for m in file.namelist() if m.endswith(".npy")]
@@ -51,7 +51,7 @@ def read_npz(
 
 
 def _header(path: Path, file: zipfile.ZipFile, member: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype of an array, without reading it: pickles are seen before anything loads."""
+    """Read an array's shape and dtype from its header; refuse a pickle before it is loaded."""
     with file.open(member) as stream:
         try:
             version = np.lib.format.read_magic(stream)
@@ -85,7 +85,7 @@ def _check_headers(
     headers: dict[str, tuple[tuple[int, ...], np.dtype]],
     keys: dict[str, tuple[str, str]],
 ) -> None:
-    """Refuse arrays of another kind than `load` documents."""
+    """Refuse arrays whose dtype or shape is not what `load` documents."""
     for images, labels in keys.values():
         shape, dtype = headers[images]
         if dtype != np.uint8:
@@ -139,7 +139,7 @@ def _npz_split(path: Path, keys: tuple[str, str], mapped_below: Path | None) -> 
 
 
 def _map_array(path: Path, key: str, root: Path) -> np.ndarray:
-    """Unpack one array of an .npz too large for memory to a file below ``root``, and map it."""
+    """Unpack one large array of an .npz to a file below ``root``, and map that file."""
     with zipfile.ZipFile(path) as file:
         member = file.getinfo(f"{key}.npy")
         target = root / "unpacked" / f"{path.stem}-{key}-{member.CRC:08x}.npy"
@@ -161,7 +161,7 @@ def _map_array(path: Path, key: str, root: Path) -> np.ndarray:
                 f"{path} is too large for memory and cannot be unpacked to {target} ({error}); "
                 "make room there, or choose another root."
             ) from None
-    # "c": changes stay in memory and never reach the file; torch wants writable arrays
+    # "c" (copy on write): torch wants a writable array, and changes never reach the file
     array: np.ndarray = np.load(target, mmap_mode="c", allow_pickle=False)
     return array
 
@@ -169,7 +169,7 @@ def _map_array(path: Path, key: str, root: Path) -> np.ndarray:
 def _check_labels(
     path: Path, labels: dict[str, Tensor], class_names: tuple[str, ...] | None
 ) -> tuple[str, ...]:
-    """Class names (the numbers where none are given), after a look at every label."""
+    """Check every label, and return the class names (numbers where none are given)."""
     found = labels["train"].unique()
     classes = len(class_names) if class_names else len(found)
     if class_names is None and not torch.equal(found, torch.arange(classes)):

@@ -1,4 +1,4 @@
-"""A planted shortcut: a bright square whose place tells the class, to see who falls for it."""
+"""Plants a shortcut: a white square whose place tells the class, to see which network uses it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from ..errors import InputError, check_range
 
 
 def plant_shortcut(images: Tensor, marks: Tensor, side: int = 3) -> Tensor:
-    """Copies of images with a white square of ``side`` pixels at the place of their mark.
+    """Return copies of images with a white square of ``side`` pixels at the place of their mark.
 
-    Places fill the top row from left to right, then the bottom row; with marks equal to the labels
-    the square tells the class, with other marks it lies.
+    Places are numbered along the top row from left to right, then along the bottom row. If marks
+    equal the labels, the square tells the class; with other marks it misleads.
 
     Args:
         images: uint8 (N, C, H, W).
-        marks: (N,) int64, from 0 on.
-        side: pixels.
+        marks: (N,) int64, 0 or greater.
+        side: pixels, from 1 to half of the images' shorter side.
 
     Raises:
-        InputError: more marks than the image has places for.
+        InputError: a side out of its range, or a mark for which the image has no place.
     """
     check_range("side", side, 1, min(images.shape[-2:]) // 2)
     height, width = images.shape[-2:]
@@ -40,5 +40,5 @@ def plant_shortcut(images: Tensor, marks: Tensor, side: int = 3) -> Tensor:
 
 
 def lying_marks(labels: Tensor, classes: int, rng: torch.Generator) -> Tensor:
-    """A wrong class for each label, (N,) int64, drawn evenly."""
+    """Draw a wrong class for each label, all equally likely: (N,) int64."""
     return (labels + torch.randint(1, classes, labels.shape, generator=rng)) % classes

@@ -1,4 +1,4 @@
-"""Measured results: one JSON file a run, with what is needed to believe or repeat it."""
+"""Keeps measured results: writes and reads records, and says what follows from several runs."""
 
 from .paper import paper_table
 from .provenance import described, environment, peak_memory

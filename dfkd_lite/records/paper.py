@@ -1,4 +1,4 @@
-"""The numbers that the paper prints."""
+"""Reads the numbers that the paper prints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..storage.shipped import SHIPPED
 
 
 def paper_table(name: str) -> list[dict[str, str]]:
-    """A table of the paper by its file's name (``table5_ablation``): one dict a row, all strings.
+    """Read a table of the paper by its file's name (``table5_ablation``): a dict of strings a row.
 
     Raises:
         InputError: no such table; the nearest name is offered.

@@ -1,4 +1,4 @@
-"""Where numbers come from: the machine, the code and packages, and which data."""
+"""Describes where numbers come from: machine, code, packages and data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PACKAGES = ("dfkd_lite", "torch", "torchvision", "numpy", "scikit-learn")
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Where and with what a run happened: code, packages, machine, threads."""
+    """Describe what a run was made with: code, packages, machine, device, threads, processes."""
     device = torch.device(device)
     return {
         "code": _code_version(),
@@ -36,10 +36,10 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def described(data: ImageData) -> dict[str, Any]:
-    """Which data: name, size, numbers of images, and a checksum of the pixels and labels.
+    """Describe data: name, size, numbers of classes and images, SHA-256 of pixels and labels.
 
-    Of images that are read from disk as they are needed, the checksum is of their files' names and
-    sizes.
+    For images that stay on disk (`FolderSplit`), the names and sizes of their files stand in the
+    checksum for the pixels.
     """
     digest = hashlib.sha256()
     for split in (data.train, data.val, data.test):
@@ -66,12 +66,12 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def peak_memory() -> int:
-    """Largest resident memory of this process so far, in bytes."""
+    """Return the largest resident memory of this process so far, in bytes."""
     status = Path("/proc/self/status")
     if status.is_file():  # on Linux getrusage also counts what the parent held when it forked
         lines = status.read_text().splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    import resource  # Windows has none
+    import resource  # imported late: Windows does not have it
 
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024
@@ -85,7 +85,7 @@ def _version(package: str) -> str | None:
 
 
 def _code_version() -> dict[str, Any]:
-    """The commit this code is of, and whether files differ from it (None outside a checkout)."""
+    """Return the commit; whether dfkd_lite, dfkd_lab or benchmarks differ (None: no checkout)."""
     root = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str | None:

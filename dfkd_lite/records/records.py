@@ -1,4 +1,4 @@
-"""Measured results: one JSON file a run, with what is needed to believe or repeat it."""
+"""Writes and reads records: one JSON file a run, with all that is needed to repeat the run."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ RECORDS = SHIPPED / "records"
 
 
 class Record(BaseModel):
-    """What a record holds: the schema that every one is checked against when it is written.
+    """Holds a record's fields: each record is checked against them when written and when read.
 
-    The fields without a default are needed; ``dfkd run`` fills all of them. Times are in seconds.
+    Fields without a default are required; ``dfkd run`` fills all fields. Times are in seconds.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -36,29 +36,29 @@ class Record(BaseModel):
     seed: int
     settings: dict[str, Any]  # of teacher, loop and method, every default spelled out
     environment: dict[str, Any]  # code, packages, device, threads: see environment()
-    last: dict[str, dict[str, Any]]  # by network: every metric at the last step
+    last: dict[str, dict[str, Any]]  # network -> every metric at the last step
     variant: str = ""  # what is special about the run, the same for all its seeds
     changes: list[str] | dict[str, Any] = {}  # settings that differ from the experiment's
-    paper: dict[str, Any] | None = None  # the paper's cell set beside, and what differs
+    paper: dict[str, Any] | None = None  # the cell of the paper to compare with, and what differs
     networks: dict[str, str] = {}
     data: dict[str, Any] = {}  # see described()
     parameters: dict[str, int] = {}
     teacher: dict[str, Any] = {}  # checksum and origin of its file
     started: str = ""
     ended: str = ""
-    seconds: dict[str, float] = {}  # by phase
-    resumed_after: list[int] = []  # episodes after which the run was cut off and went on
+    seconds: dict[str, float] = {}  # phase -> seconds
+    resumed_after: list[int] = []  # episodes at which an interrupted run was resumed
     peak_memory_bytes: int | None = None
-    diverged: str | None = None  # why there is no last step
+    diverged: str | None = None  # why the student has no last step; None where it has
     best_on_test: dict[str, Any] | None = None  # chosen by looking at test images: not a result
     history: list[dict[str, float | None]] = []  # one row an episode
-    images: dict[str, float] = {}  # the pool against real images: see fidelity.image_report()
-    images_png: str = ""  # the last images made, base64
+    images: dict[str, float] = {}  # pool compared with real images: fidelity.image_report()
+    images_png: str = ""  # a picture of the last images made: PNG in base64
 
 
 def plain(settings: Any) -> Any:
-    """Settings (nested dataclasses) or results as what JSON can hold: tensors only by their shape,
-    None for a number that is not finite."""
+    """Convert settings (nested dataclasses) or results to what JSON can hold: a tensor becomes its
+    shape, a number that is not finite None."""
     if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
         fields = {f.name: plain(getattr(settings, f.name)) for f in dataclasses.fields(settings)}
         return {"kind": type(settings).__name__, **fields}
@@ -74,10 +74,10 @@ def plain(settings: Any) -> Any:
 
 
 def write_record(record: Mapping[str, Any], folder: str | Path = RECORDS) -> Path:
-    """Write ``record`` (see :class:`Record`) to its :func:`record_path`, never over another.
+    """Write ``record`` (see :class:`Record`) to its :func:`record_path`, and return that path.
 
     Raises:
-        InputError: it does not fit the schema, or the record exists.
+        InputError: it does not fit the schema, or a record of that name exists.
     """
     content = plain(record)
     check_record(content)
@@ -90,15 +90,15 @@ def write_record(record: Mapping[str, Any], folder: str | Path = RECORDS) -> Pat
 
 
 def record_path(experiment: str, name: str, folder: str | Path = RECORDS) -> Path:
-    """Where a record is kept: ``folder/experiment/name.json``."""
+    """Return the file in which a record is kept: ``folder/experiment/name.json``."""
     return Path(folder) / experiment / f"{name}.json"
 
 
 def check_record(content: Mapping[str, Any]) -> None:
-    """Hold a record against :class:`Record`.
+    """Check a record against :class:`Record`.
 
     Raises:
-        InputError: the first thing that does not fit.
+        InputError: a field is missing, unknown or of a wrong type (the first is named).
     """
     try:
         Record.model_validate(content)
@@ -109,7 +109,7 @@ def check_record(content: Mapping[str, Any]) -> None:
 
 
 def record_names(experiment: str, folder: str | Path = RECORDS) -> list[str]:
-    """List the names of an experiment's records in order: an empty list where there are none."""
+    """List the names of an experiment's records in order; return [] where there are none."""
     written = {path.stem for path in (Path(folder) / experiment).glob("*.json")}
     names = written | _packed_names(_archive(experiment, folder))
     return sorted(names, key=lambda name: f"{name}.json")
@@ -118,8 +118,8 @@ def record_names(experiment: str, folder: str | Path = RECORDS) -> list[str]:
 def read_records(experiment: str, folder: str | Path = RECORDS) -> list[dict[str, Any]]:
     """Read all records of an experiment, in order of their names.
 
-    They are one JSON file each. In an installed package those that ship are one archive an
-    experiment, without ``images_png`` but for seed 0.
+    A record is one JSON file. An installed package has one archive for each experiment instead, in
+    which only records of seed 0 keep ``images_png``.
 
     Raises:
         InputError: there are none, or one of them is damaged.
@@ -138,15 +138,15 @@ def read_records(experiment: str, folder: str | Path = RECORDS) -> list[dict[str
 
 
 def _archive(experiment: str, folder: str | Path) -> Path:
-    """Where an installed package keeps the records of an experiment: ``setup.py`` writes it."""
+    """Return an experiment's archive in an installed package, which ``setup.py`` writes."""
     return Path(folder) / f"{experiment}.json.xz"
 
 
 def _packed(archive: Path) -> dict[str, dict[str, Any]]:
-    """The records in an archive by name; none where there is no archive."""
+    """Read the records in an archive, by name; return {} where there is no archive."""
     if not archive.is_file():
         return {}
-    import lzma  # a Python that was built without it can still read a checkout
+    import lzma  # imported late: a Python built without it can still read a checkout
 
     try:
         return json.loads(lzma.decompress(archive.read_bytes()))
@@ -154,7 +154,7 @@ def _packed(archive: Path) -> dict[str, dict[str, Any]]:
         raise InputError(f"{archive} is damaged ({error}): install the package again.") from None
 
 
-@cache  # asked for each run of an experiment, and an archive never changes
+@cache  # called for each run of an experiment; an archive never changes
 def _packed_names(archive: Path) -> frozenset[str]:
     return frozenset(_packed(archive))
 
@@ -178,13 +178,13 @@ def _checked(record: dict[str, Any], path: Path) -> dict[str, Any]:
 def read_variants(
     names: Sequence[str], experiment: str = "variants", folder: str | Path = RECORDS
 ) -> dict[str, list[dict[str, Any]]]:
-    """The records of an experiment by variant, in order of their seeds.
+    """Read the records of an experiment, by variant, in order of their seeds.
 
-    All variants of a seed share its teacher. In the experiment ``variants``, ``lite`` is the one in
-    which nothing is changed.
+    All variants of a seed share its teacher. In the experiment ``variants``, the variant ``lite``
+    changes nothing.
 
     Raises:
-        InputError: no records of a name; the nearest is offered.
+        InputError: there are no records of a name (the nearest is offered), or one is damaged.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for record in read_records(experiment, folder):

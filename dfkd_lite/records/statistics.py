@@ -1,4 +1,4 @@
-"""What may be said of several runs: mean and spread, intervals, differences seed by seed."""
+"""Computes what may be said of several runs: mean, spread, intervals, differences by seed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Name = TypeVar("Name")
 
 @dataclass(frozen=True)
 class Summary:
-    """A metric over runs: mean, standard deviation (n - 1), extremes, number of runs."""
+    """Holds a metric over runs: mean, standard deviation (n - 1), minimum, maximum, count."""
 
     mean: float
     std: float
@@ -33,8 +33,8 @@ class Summary:
     def spread(self, form: str = ".2%", scale: float = 1.0) -> str:
         """Write "mean ± standard deviation", both times ``scale``; of one run the mean alone.
 
-        ``form`` is the format of the mean; what stands before its point, such as a sign or a width,
-        does not hold for the standard deviation.
+        ``form`` is the format of the mean. The standard deviation has its digits and "%", but not
+        what stands before the point, such as a sign or a width.
         """
         mean = format(scale * self.mean, form)
         digits = form[form.index(".") :]
@@ -43,7 +43,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Gaps:
-    """Differences of two variants, seed by seed, in percentage points."""
+    """Holds the differences of two variants, one for each seed, in percentage points."""
 
     values: tuple[float, ...]
 
@@ -53,7 +53,7 @@ class Gaps:
 
     @property
     def clear(self) -> bool:
-        """Whether a difference may be claimed: both 95 % intervals of the mean leave out zero."""
+        """Return whether a difference may be claimed: both 95 % intervals exclude zero."""
         if len(self.values) < 2:
             return False
         intervals = bootstrap_interval(self.values), t_interval(self.values)
@@ -61,8 +61,8 @@ class Gaps:
 
     @property
     def p(self) -> float:
-        """The p-value of Student's paired test, two-sided: at most 0.05 where its interval of 95 %
-        leaves out zero. 1 for a single value."""
+        """Return the two-sided p-value of Student's paired test, or 1 for fewer than two values. It
+        is at most 0.05 where the 95 % interval of :func:`t_interval` excludes zero."""
         if len(self.values) < 2:
             return 1.0
         error = float(stats.sem(self.values)) or 1e-300
@@ -70,11 +70,11 @@ class Gaps:
 
 
 def holm(family: Mapping[Name, Gaps]) -> dict[Name, float]:
-    """Correct the p-values of comparisons that are looked at together for their number.
+    """Correct the p-values of a family of comparisons for their number (Holm 1979).
 
-    The smallest of n is multiplied by n, the next by n - 1, and so on, and none is smaller than the
-    one before it (Holm 1979). Where what is given is at most 0.05, the difference may be claimed
-    beside the others of the family, if it is also :attr:`Gaps.clear`.
+    The smallest of n is multiplied by n, the next by n - 1, and so on; none is smaller than the one
+    before it, nor above 1. A difference may be claimed beside the others of the family if its
+    corrected p-value is at most 0.05 and it is also :attr:`Gaps.clear`.
     """
     corrected: dict[Name, float] = {}
     floor = 0.0
@@ -85,10 +85,10 @@ def holm(family: Mapping[Name, Gaps]) -> dict[Name, float]:
 
 
 def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean (Efron 1979), of at least two values.
+    """Return the percentile bootstrap interval of the mean (Efron 1979) of at least two values.
 
-    With a handful of seeds it is too narrow, since it knows no spread beyond the values seen:
-    chapter 12 measures by how much. See it beside :func:`t_interval`.
+    With a handful of seeds it is too narrow, because it draws from the values seen alone; chapter
+    12 measures by how much. Use it together with :func:`t_interval`.
     """
     found = stats.bootstrap(
         (values,),
@@ -101,7 +101,7 @@ def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> tuple[fl
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Student's interval of the mean, of at least two values: right for normal values."""
+    """Return Student's interval of the mean of at least two values: exact for normal values."""
     low, high = stats.t.interval(
         level, len(values) - 1, float(np.mean(values)), float(stats.sem(values)) or 1e-300
     )
@@ -111,7 +111,7 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, flo
 def paired(
     name: str, base: str = "lite", experiment: str = "variants", folder: str | Path = RECORDS
 ) -> Gaps:
-    """Last test accuracy of the students of one variant minus that of another, seed by seed.
+    """Subtract the students' last test accuracy of ``base`` from that of ``name``, seed by seed.
 
     Runs that diverged have no last accuracy and are left out.
 
@@ -130,7 +130,7 @@ def paired(
 
 
 def summarise(records: Sequence[Mapping[str, Any]], metric: str, network: str) -> Summary:
-    """``metric`` of ``network`` ("teacher", "student", ...) at the last step, over records."""
+    """Summarise ``metric`` of ``network`` ("teacher", "student", ...) at the last step."""
     return _summary([record["last"][network][metric] for record in records])
 
 

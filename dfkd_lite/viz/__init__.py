@@ -1,4 +1,4 @@
-"""Figures for the chapters: what stands still, what moves on a page, what moves in a notebook."""
+"""Draws the chapters' figures: still ones, and ones with a slider for a page or a notebook."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what draws when it is first asked for: matplotlib and plotly take a second."""
+    """Import ``figures`` when a name of it is first used: matplotlib and plotly take a second."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import figures

@@ -1,6 +1,6 @@
-"""Figures: image grids, curves, maps over images, sliders. Plain functions of plain data.
+"""Draws image grids, curves, maps over images, and sliders, from tensors and plain data.
 
-matplotlib draws what stands still, plotly what a reader may move; both render without a network.
+matplotlib draws still figures, plotly those that a reader may move; neither needs a network.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .pictures import change_note, data_uri, lambda_view, to_pixels
 if TYPE_CHECKING:
     from ..generator import AttentionGenerator
 
-#: One colour for each role throughout the book, from Okabe & Ito's colour-safe palette.
+#: One colour for each role in the whole book: from Okabe & Ito's colour-safe palette, and greys.
 COLOURS = {
     "teacher": "#0072B2",
     "student": "#D55E00",
@@ -36,7 +36,7 @@ COLOURS = {
 
 
 def image_grid(images: Tensor, titles: Sequence[str] | None = None, columns: int = 8) -> Figure:
-    """Images (B, C, H, W) in rows of ``columns``, each with its title."""
+    """Draw images (B, C, H, W; see `to_pixels`) in rows of ``columns``, each with its title."""
     pixels = to_pixels(images)
     rows = -(-len(pixels) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(columns, 1.15 * rows), squeeze=False)
@@ -53,9 +53,9 @@ def image_grid(images: Tensor, titles: Sequence[str] | None = None, columns: int
 def cam_overlay(
     images: Tensor, rows: Mapping[str, Tensor], titles: Sequence[str] | None = None
 ) -> Figure:
-    """Each row of maps (B, h, w) over the same images (B, C, H, W), the plain images above.
+    """Draw images (B, C, H, W), and below them, for each of ``rows``, maps (B, h, w) over them.
 
-    A map is scaled to its own largest absolute value: red speaks for the class, blue against.
+    A map is divided by its own largest absolute value: red speaks for the class, blue against.
     """
     pixels = to_pixels(images)
     count, height, width = pixels.shape[:3]
@@ -84,8 +84,8 @@ def cam_overlay(
 def training_curves(
     histories: Mapping[str, Sequence[Mapping[str, float]]], value: str, label: str, unit: str = ""
 ) -> go.Figure:
-    """``value`` of each history (rows with ``episode``) against the episode; rows without it are
-    passed over. ``label`` names the y axis, with ``unit`` in brackets."""
+    """Draw ``value`` of each history (rows with ``episode``) against the episode; rows without it
+    are left out. ``label`` names the y axis, with ``unit`` in brackets."""
     figure = go.Figure()
     for name, history in histories.items():
         rows = [row for row in history if value in row]
@@ -103,10 +103,10 @@ def training_curves(
 
 
 def seed_dots(groups: Mapping[str, Sequence[float]], label: str, scale: float = 100) -> Figure:
-    """One row a group, one dot a run, a bar at the mean, and mean ± standard deviation in words.
+    """Draw a row for each group: a dot for each run, a bar at the mean, mean ± std as text.
 
     Values are multiplied by ``scale`` (100: shares in %); ``label`` names the axis with its unit.
-    The same seed stands at the same height in each row, so that runs can be paired by eye.
+    If all groups list the same seeds in the same order, a seed has one height in every row.
     """
     figure, axis = plt.subplots(figsize=(6.2, 0.9 + 0.42 * len(groups)))
     for row, values in enumerate(groups.values()):
@@ -131,11 +131,11 @@ def image_slider(
     notes: Mapping[str, str] | None = None,
     start: str | None = None,
 ) -> go.Figure:
-    """One picture (H, W, 3) uint8 a slider position; works in a page without any kernel.
+    """Draw a slider with a picture (H, W, 3) uint8 for each position; it needs no kernel.
 
     ``sheets`` maps the label of a position to its picture, all of one size; ``name`` says what the
-    slider moves; ``notes`` gives a title for each position; ``start`` is the label to begin at (the
-    first where it is None).
+    slider changes; ``notes`` gives a title for each position; ``start`` is the label to begin at
+    (None: the first). No picture, or an unknown ``start``, raises InputError.
     """
     labels = list(sheets)
     if not labels:
@@ -158,11 +158,11 @@ def image_slider(
 def figure_slider(
     figures: Mapping[str, go.Figure], name: str, start: str | None = None
 ) -> go.Figure:
-    """One figure a slider position; works in a page without any kernel.
+    """Draw a slider with a figure for each position; it needs no kernel.
 
-    ``figures`` maps the label of a position to its figure; all have the same traces in the same
-    order. Axes keep the ranges and titles of the first, so set ranges that hold them all; the
-    title moves with the slider, which begins at the label ``start`` (the first where it is None).
+    ``figures`` maps the label of a position to its figure; all must have the same traces in the
+    same order (InputError if their numbers differ). Axes keep the ranges and titles of the first
+    figure, the title changes. The slider begins at the label ``start`` (None: the first).
     """
     if not figures:
         raise InputError("A slider needs at least one figure.")
@@ -183,7 +183,7 @@ def figure_slider(
 def _with_slider(
     frames: Mapping[str, tuple[list, dict]], name: str, start: str | None
 ) -> go.Figure:
-    """A figure of frames, each traces and layout, and the slider ``name`` that moves over them."""
+    """Make a figure of ``frames`` (label -> traces, layout) and a slider ``name`` over them."""
     start = next(iter(frames)) if start is None else choose("position of the slider", start, frames)
     how = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}}
     steps = [{"label": label, "method": "animate", "args": [[label], how]} for label in frames]
@@ -208,7 +208,7 @@ def _with_slider(
 
 
 def _picture(sheet: np.ndarray, zoom: int = 4) -> go.Image:
-    """A picture on axes of its own pixels: its first one is centred at (0, 0), as always."""
+    """Make a plotly image, enlarged by ``zoom``, whose first pixel is centred at (0, 0)."""
     step = 1 / zoom
     return go.Image(
         source=data_uri(sheet, zoom), x0=step / 2 - 0.5, y0=step / 2 - 0.5, dx=step, dy=step
@@ -216,7 +216,7 @@ def _picture(sheet: np.ndarray, zoom: int = 4) -> go.Image:
 
 
 def figure_png(figure: Figure) -> bytes:
-    """A matplotlib figure as PNG bytes, and closed: for a widget that draws it anew."""
+    """Return a matplotlib figure as PNG bytes, and close it: for a widget that draws it again."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90, bbox_inches="tight")
     plt.close(figure)
@@ -226,7 +226,7 @@ def figure_png(figure: Figure) -> bytes:
 def lambda_slider(
     generator: AttentionGenerator, z: Tensor, lams: Sequence[float], start: float = 0.03
 ) -> go.Figure:
-    """:func:`lambda_view` for each λ as a plotly slider: for the page without a kernel.
+    """Draw a plotly slider over :func:`lambda_view` of each λ of ``lams``; it needs no kernel.
 
     It begins at ``start``, one of ``lams``; 0.03 is the λ of Table 1.
     """

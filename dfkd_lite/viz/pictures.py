@@ -1,6 +1,6 @@
-"""Pictures as arrays and PNG bytes: sheets of images, and what λ does to them.
+"""Makes pictures as arrays and PNG bytes: sheets of images, and views of what λ changes.
 
-NumPy and Pillow are all that it takes: who makes a picture waits for no drawing library.
+Besides PyTorch it needs only NumPy and Pillow: making a picture loads no drawing library.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def to_pixels(images: Tensor) -> np.ndarray:
-    """Images (B, C, H, W), uint8 or float in [0, 1] -> uint8 (B, H, W, 3); one channel is grey."""
+    """Convert images (B, 1 or 3, H, W), uint8 or float in [0, 1], to uint8 (B, H, W, 3)."""
     if images.dim() != 4 or images.shape[1] not in (1, 3):
         raise InputError(
             f"Images to draw are (B, 1, H, W) or (B, 3, H, W), not {tuple(images.shape)}."
@@ -33,7 +33,7 @@ def to_pixels(images: Tensor) -> np.ndarray:
 
 
 def tile(images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
-    """Images side by side, ``columns`` in a row, ``gap`` white pixels between: uint8 (H, W, 3)."""
+    """Put images in rows of ``columns``, ``gap`` white pixels between them: uint8 (H, W, 3)."""
     pixels = to_pixels(images)
     count, height, width = pixels.shape[:3]
     rows = -(-count // columns)
@@ -45,15 +45,15 @@ def tile(images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
 
 
 def data_uri(sheet: np.ndarray, zoom: int = 4) -> str:
-    """A picture (H, W, 3) uint8 as a PNG inside a ``data:`` address, each pixel ``zoom`` wide.
+    """Return a picture (H, W, 3) uint8 as a PNG in a ``data:`` address, enlarged ``zoom`` times.
 
-    Enlarged here, because browsers smooth small pictures that they stretch.
+    It is enlarged here because browsers blur a small picture when they enlarge it.
     """
     return "data:image/png;base64," + base64.b64encode(png(sheet, zoom)).decode()
 
 
 def png(sheet: np.ndarray, zoom: int = 4) -> bytes:
-    """A picture (H, W, 3) uint8 as PNG bytes, each pixel ``zoom`` wide and high."""
+    """Return a picture (H, W, 3) uint8 as PNG bytes, each pixel ``zoom`` wide and high."""
     buffer = io.BytesIO()
     Image.fromarray(sheet.repeat(zoom, 0).repeat(zoom, 1)).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
@@ -61,12 +61,12 @@ def png(sheet: np.ndarray, zoom: int = 4) -> bytes:
 
 @torch.no_grad()
 def lambda_view(generator: AttentionGenerator, z: Tensor, lam: float) -> tuple[np.ndarray, float]:
-    """What λ of Eq. 6 does to images G(z): a picture (H, W, 3) uint8, and the largest change.
+    """Show what λ of Eq. 6 changes in images G(z): a picture (H, W, 3) uint8, the largest change.
 
-    Three rows, one column a latent (B, z_dim): the image; the attention map of the last block
-    (each scaled to its own maximum); the difference from the image at λ = 0, grey where there is
-    none, scaled so that the largest one is black or white. The largest change is in [0, 1] of the
-    pixel range. The generator is in eval mode and keeps its own λ.
+    The picture has a column for each latent of ``z`` (B, z_dim), and three rows: the image; the
+    attention map of the last block, divided by its maximum; the difference from the image at λ = 0,
+    grey where there is none, black or white where it is largest. The largest change of a pixel is
+    in [0, 1]. The generator runs in eval mode and keeps its own λ; without attention it is refused.
     """
     if not generator.attentions:
         raise InputError("This generator has no attention modules: λ does nothing to it.")
@@ -78,7 +78,7 @@ def lambda_view(generator: AttentionGenerator, z: Tensor, lam: float) -> tuple[n
             plain = generator(z)
             generator.lam = lam
             images = generator(z)
-            if not maps:  # at λ = 0 the modules are skipped: look at the map all the same
+            if not maps:  # λ = 0 skips the modules: a tiny λ gives the map
                 generator.lam = 1e-9
                 generator(z)
     finally:
@@ -94,5 +94,5 @@ def lambda_view(generator: AttentionGenerator, z: Tensor, lam: float) -> tuple[n
 
 
 def change_note(largest: float) -> str:
-    """The sentence that stands over a :func:`lambda_view`."""
+    """Return the sentence that stands over a :func:`lambda_view`; ``largest`` is in [0, 1]."""
     return f"largest change of a pixel: {255 * largest:.2g} grey levels of 256"

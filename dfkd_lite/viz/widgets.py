@@ -1,4 +1,4 @@
-"""Sliders for a live kernel: a pure function, a thin widget around it (ipywidgets 7.7 and 8)."""
+"""Makes sliders for a live kernel: thin widgets around pure functions (ipywidgets 7.7 and 8)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .pictures import change_note, lambda_view, png
 if TYPE_CHECKING:
     from ..generator import AttentionGenerator
 
-#: λ of Table 6, and larger ones: with a spatial softmax those of the table change next to nothing.
+#: 0, the λ of Table 6, and larger ones: with a spatial softmax the table's change almost nothing.
 LAMBDAS = (0.0, 0.01, 0.03, 0.05, 0.07, 0.09, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
@@ -23,7 +23,7 @@ def picture_slider(
     name: str,
     start: float,
 ) -> ipywidgets.VBox:
-    """A slider over ``values`` above the picture (PNG bytes) and sentence that ``view`` gives."""
+    """Make a slider over ``values`` with the picture (PNG bytes) and sentence of ``view`` below."""
     slider = ipywidgets.SelectionSlider(
         options=[(f"{value:g}", value) for value in values],
         value=start,
@@ -43,9 +43,9 @@ def picture_slider(
 def lambda_explorer(
     generator: AttentionGenerator, z: Tensor, lams: Sequence[float] = LAMBDAS, start: float = 0.03
 ) -> ipywidgets.VBox:
-    """Move λ of Eq. 6: image, attention map, and difference from λ = 0 (see ``viz.lambda_view``).
+    """Make a slider over λ of Eq. 6 that shows ``viz.lambda_view`` of the generator.
 
-    ``z`` is (B, z_dim), a handful; ``start`` must be one of ``lams``.
+    ``z`` is (B, z_dim), with B small, as B columns are drawn; ``start`` must be one of ``lams``.
     """
 
     def view(lam: float) -> tuple[bytes, str]:
@@ -56,9 +56,9 @@ def lambda_explorer(
 
 
 def exercise(box: ipywidgets.VBox) -> list[bytes]:
-    """Move the slider of a :func:`picture_slider` over its whole range; errors are raised.
+    """Move the slider of a :func:`picture_slider` over its whole range, and back to its start.
 
-    For runs without a reader: returns the picture at every position, and puts the slider back.
+    For runs without a reader. Returns the picture of each position; errors of ``view`` are raised.
     """
     slider, _, picture = box.children
     start, pictures = slider.value, []
