@@ -36,7 +36,7 @@ class Question:
             self.test(*answers)
         except Wrong as wrong:
             print(f"✗ {name}: {wrong}")
-        except Exception as error:  # from the student's own code
+        except Exception as error:  # an error of the student's own code
             print(f"✗ {name}: your code stopped with {type(error).__name__}: {error}")
         else:
             print(f"✓ {name}: right.")

@@ -354,7 +354,7 @@ def q5(noise_images: Callable[..., Tensor]) -> None:
 def clipped_normal(mean: float, std: float) -> tuple[float, float]:
     """Return mean and standard deviation of a normal number that is clipped to [0, 1]."""
     shares = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
-    x = (mean + std * torch.special.ndtri(shares)).clamp(0, 1)  # at even quantiles
+    x = (mean + std * torch.special.ndtri(shares)).clamp(0, 1)  # values at even quantiles
     return x.mean().item(), x.std(correction=0).item()
 
 

@@ -396,7 +396,7 @@ def compare_generator(
     one_more = _by_hand(generator, loss, z, eta, steps + 1)[1]
     modes = [module.training for module in generator.modules()]
     for parameter in generator.parameters() if kept else ():
-        parameter.grad = torch.ones_like(parameter)  # of another caller: they have to stay
+        parameter.grad = torch.ones_like(parameter)  # another caller's gradient: it has to stay
 
     got = answer(generator, loss, z.clone(), eta, steps)
     require(got is not None, "nothing came back. Is there a `return`?")

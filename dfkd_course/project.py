@@ -18,8 +18,8 @@ from dfkd_lite.storage.weights import load_network
 
 from .checking import Question, Wrong, measured, require
 
-IMAGES = 24_000  # that the teacher may be sent in all, to make images and to learn from
-PARAMETERS = 80_000  # that the student may have at most; WRN-10-1 has fewer
+IMAGES = 24_000  # the teacher may be sent so many in all, to make images and to learn from
+PARAMETERS = 80_000  # the student may have so many at most; WRN-10-1 has fewer
 TEACHER = "teacher.safetensors"
 
 Distil = Callable[[nn.Module, NetworkSpec, int], nn.Module]
