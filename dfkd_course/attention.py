@@ -1,4 +1,4 @@
-"""Checks of assignment 2: spatial attention from the formula (Eqs. 4 to 6)."""
+"""Checks assignment 2: spatial attention from the formula (Eqs. 4 to 6)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .checking import Question, Wrong, drawn, expect, require
 
 @Question
 def q1(spatial_softmax: Callable[[Tensor], Tensor]) -> None:
-    """Softmax over all places of a map."""
+    """Check a softmax over all places of a map."""
     compare_softmax(spatial_softmax, drawn(2, 1, 3, 5))
 
 
 def compare_softmax(answer: Callable[[Tensor], Tensor], scores: Tensor) -> None:
-    """Scores (B, 1, H, W): the weights of each map, and what a softmax over another axis gives."""
+    """Compare the weights of scores (B, 1, H, W), and name a softmax over another axis."""
     expect(
         answer(scores.clone()),
         scores.flatten(1).softmax(1).view_as(scores),
@@ -42,13 +42,13 @@ def compare_softmax(answer: Callable[[Tensor], Tensor], scores: Tensor) -> None:
 
 @Question
 def q2(pool_and_unpool: Callable[[Tensor], Tensor]) -> None:
-    """Max-pooling, and every maximum back in its place."""
+    """Check max-pooling and unpooling, which puts every maximum back in its place."""
     compare_unpooling(pool_and_unpool, drawn(1, 2, 4, 6))
     compare_unpooling(pool_and_unpool, drawn(1, 2, 5, 7))
 
 
 def compare_unpooling(answer: Callable[[Tensor], Tensor], features: Tensor) -> None:
-    """Features (B, C, H, W): the maxima of 2 x 2 blocks, all else zero."""
+    """Compare unpooled features (B, C, H, W): the maxima of 2 x 2 blocks, all else zero."""
     height, width = features.shape[-2:]
     pooled, places = F.max_pool2d(features, 2, return_indices=True)
     try:
@@ -70,18 +70,18 @@ def compare_unpooling(answer: Callable[[Tensor], Tensor], features: Tensor) -> N
 
 
 def spatial_softmax(scores: Tensor) -> Tensor:
-    """Question 1 done, for the questions after it."""
+    """Answer question 1 for later questions: the softmax of scores (B, 1, H, W) over all places."""
     return scores.flatten(2).softmax(2).view_as(scores)
 
 
 @torch.no_grad()
 def relative_change(module: nn.Module, features: Tensor) -> float:
-    """Question 4 done, for the question after it."""
+    """Answer question 4 for the next one: ‖module(F) − F‖ / ‖F‖ of features F."""
     return ((module(features) - features).norm() / features.norm()).item()
 
 
 class Uneven(nn.Module):
-    """Eq. 6 with weights far from even, and other ones in each image.
+    """Computes Eq. 6 with weights that are far from even, and other ones in each image.
 
     A new ``SpatialAttention`` weighs all places nearly alike, and nearly every wrong formula then
     gives the right number.
@@ -102,15 +102,15 @@ class Uneven(nn.Module):
 
 
 def _spread(features: Tensor) -> Tensor:
-    """Images of different size, so that a mean of ratios is no ratio of norms."""
+    """Scale images differently, so that a mean of ratios is no ratio of norms."""
     return features * torch.linspace(0.2, 3.0, len(features)).view(-1, 1, 1, 1)
 
 
 def twin(module: Any, channels: int) -> SpatialAttention:
-    """The package's module with the weights of a student's; both in evaluation mode.
+    """Make the package's module with a student's weights; put both into evaluation mode.
 
     Raises:
-        Wrong: the student's has lost or renamed a layer.
+        Wrong: the student's module has lost or renamed a layer.
     """
     own = SpatialAttention(channels, AttentionConfig(lam=module.lam))
     try:
@@ -123,14 +123,14 @@ def twin(module: Any, channels: int) -> SpatialAttention:
 
 @Question
 def q3(attention_class: Callable[..., Any]) -> None:
-    """Eqs. 4 to 6 as a module."""
+    """Check Eqs. 4 to 6 as a module."""
     compare_attention(attention_class, channels=8, lam=1.0, features=drawn(2, 8, 6, 6))
 
 
 def compare_attention(
     attention_class: Callable[..., Any], channels: int, lam: float, features: Tensor
 ) -> None:
-    """A student's module against the package's, with the same weights, on (B, C, H, W)."""
+    """Compare a student's module with the package's of the same weights, on (B, C, H, W)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = attention_class(channels, lam)
@@ -163,7 +163,7 @@ def compare_attention(
 
 
 def without_relu(module: SpatialAttention) -> SpatialAttention:
-    """A copy whose ReLUs let everything through."""
+    """Copy a module, with ReLUs that let everything through."""
     plain = copy.deepcopy(module)
     for step in (plain.encode1, plain.encode2, plain.decode1, plain.decode2):
         step[2] = nn.Identity()
@@ -171,7 +171,7 @@ def without_relu(module: SpatialAttention) -> SpatialAttention:
 
 
 def _scores(module: SpatialAttention, features: Tensor) -> Tensor:
-    """A_s of Eq. 5, before the softmax."""
+    """Return A_s of Eq. 5, before the softmax."""
     softmax, module.softmax = module.softmax, nn.Identity()  # type: ignore[assignment]
     scores = module.attend(features)
     module.softmax = softmax
@@ -179,10 +179,10 @@ def _scores(module: SpatialAttention, features: Tensor) -> Tensor:
 
 
 def check_gradient(attention_class: Callable[..., Any], features: Tensor) -> None:
-    """All weights get a gradient, and the features the one of the module's own values."""
+    """Check that all weights get a gradient, and that the features' agrees with differences."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = attention_class(features.shape[1], 30.0).train().double()  # λ: a term to be seen
+        module = attention_class(features.shape[1], 30.0).train().double()  # λ: the term counts
     r, along = (drawn(*features.shape, seed=seed).double() for seed in (1, 2))
 
     def value(x: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ def check_gradient(attention_class: Callable[..., Any], features: Tensor) -> Non
     assert x.grad is not None
     with torch.no_grad():
         slope = (value(x + h * along) - value(x - h * along)) / (2 * h)
-    # a bias before a batch-norm, or before a softmax, changes nothing: its gradient is rounding
+    # sizes are not compared: before a batch-norm or a softmax a bias's gradient is rounding alone
     for name, parameter in module.named_parameters():
         reached = parameter.grad is not None
         require(reached, f"no gradient reaches `{name}`: is something detached?")
@@ -204,14 +204,14 @@ def check_gradient(attention_class: Callable[..., Any], features: Tensor) -> Non
 
 @Question
 def q4(relative_change: Callable[[nn.Module, Tensor], float]) -> None:
-    """The size of the term that Eq. 6 adds, relative to the features."""
+    """Check the size of the term that Eq. 6 adds, relative to the features."""
     compare_change(relative_change, drawn(4, 8, 8, 8), lam=0.3)
 
 
 def compare_change(
     answer: Callable[[nn.Module, Tensor], float], features: Tensor, lam: float
 ) -> None:
-    """With weights that are far from even."""
+    """Compare the relative change of features (B, C, H, W), by weights that are far from even."""
     features = _spread(features)
     module = Uneven(features, lam)
     height, width = features.shape[-2:]
@@ -238,14 +238,14 @@ def compare_change(
 
 @Question
 def q5(needed_lam: Callable[[nn.Module, Tensor, float], float]) -> None:
-    """Which λ a wanted change needs."""
+    """Check which λ a wanted change needs."""
     compare_needed(needed_lam, drawn(4, 8, 8, 8), share=0.05)
 
 
 def compare_needed(
     answer: Callable[[nn.Module, Tensor, float], float], features: Tensor, share: float
 ) -> None:
-    """With that λ the features change by the share that was asked for."""
+    """Compare with the λ that changes the features by the share that was asked for."""
     features = _spread(features)
     module = Uneven(features, lam=0.5)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Checks of assignment 5: how tight is the bound (Eqs. 18 to 22)?"""
+"""Checks assignment 5: how tight is the bound (Eqs. 18 to 22)?"""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from .norms import (  # noqa: F401 (masters and students find all questions here
 
 
 class Residual(NamedTuple):
-    """A residual block: two chains with the same input, whose outputs are added.
+    """Holds a residual block: two chains with the same input, whose outputs are added.
 
     Both hold numbers, and blocks like this one; ``shortcut`` is empty where the input is added as
     it is.
     """
 
     branch: Sequence[float | Residual]
-    shortcut: Sequence[float | Residual] = []  # nobody changes it
+    shortcut: Sequence[float | Residual] = []  # one list for all: nobody changes it
 
 
 #: A layer's Lipschitz constant, or a block.
@@ -56,7 +56,7 @@ def q4(
     batch_norm_norm: Callable[[nn.BatchNorm2d], float],
     chain_norm: Callable[[Sequence[Step]], float],
 ) -> None:
-    """A batch-norm, and a chain of layers."""
+    """Check the constants of a batch-norm and of chains of layers."""
     gamma, variance = torch.tensor([0.5, -3.0, 2.0, 1.0]), torch.tensor([0.04, 0.3, 4.0, 0.25])
     compare_batch_norm(batch_norm_norm, gamma, variance, eps=0.1)
     compare_chain(chain_norm, [2.0, 0.5, 3.0])
@@ -67,7 +67,7 @@ def q4(
 def compare_batch_norm(
     answer: Callable[[nn.BatchNorm2d], float], gamma: Tensor, variance: Tensor, eps: float
 ) -> None:
-    """With these weights and stored variances, one a channel."""
+    """Compare the constant of a batch-norm with these weights and stored variances (C,)."""
     bn = nn.BatchNorm2d(len(gamma), eps=eps).requires_grad_(False)
     bn.weight.copy_(gamma)
     bn.running_var.copy_(variance)  # type: ignore[union-attr]
@@ -95,7 +95,7 @@ def compare_batch_norm(
 
 
 def compare_chain(answer: Callable[[Sequence[Step]], float], steps: Sequence[Step]) -> None:
-    """A chain of numbers and blocks."""
+    """Compare the constant of a chain of numbers and blocks."""
     known: dict[str, Tensor | float] = {
         "the sum of the constants for their product": _chain(steps, sum, lambda b, s: b + s),
         "a block's branch alone, without the 1 (or what the shortcut has)": (
@@ -117,7 +117,7 @@ def compare_chain(answer: Callable[[Sequence[Step]], float], steps: Sequence[Ste
 
 
 def chain_norm(steps: Sequence[Step]) -> float:
-    """Question 4 done, for comparison."""
+    """Answer question 4, for comparison: the Lipschitz constant of a chain."""
     return _chain(steps, math.prod, lambda branch, shortcut: branch + shortcut)
 
 
@@ -126,7 +126,7 @@ def _chain(
     follow: Callable[[list[float]], float],
     join: Callable[[float, float], float],
 ) -> float:
-    """A chain whose constants are put together by ``follow``, those of a block by ``join``."""
+    """Combine the constants of a chain by ``follow``, and those of a block by ``join``."""
     found = [
         join(_chain(step.branch, follow, join), _chain(step.shortcut, follow, join))
         if isinstance(step, Residual)
@@ -137,7 +137,7 @@ def _chain(
 
 
 def _said(steps: Sequence[Step]) -> str:
-    """A chain as a message shows it."""
+    """Write a chain as a message shows it."""
     said = [
         f"Residual({_said(step.branch)}, {_said(step.shortcut)})"
         if isinstance(step, Residual)
@@ -148,7 +148,7 @@ def _said(steps: Sequence[Step]) -> str:
 
 
 def steps_of(bounds: LayerBounds) -> list[Step]:
-    """What the package has found of a network, as a chain."""
+    """Turn what the package has found of a network's layers into a chain."""
     return [
         Residual(
             [part.norm for part in factor.parts if "shortcut" not in part.name],
@@ -163,7 +163,7 @@ def steps_of(bounds: LayerBounds) -> list[Step]:
 def _bounds(
     network: nn.Module, shape: tuple[int, int, int], std: Sequence[float] = ()
 ) -> LayerBounds:
-    """The package's bound, on one thread: two get into each other's way where a machine is busy."""
+    """Compute the package's bound on one thread: two slow each other down on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -173,7 +173,7 @@ def _bounds(
 
 
 def compare_network(answer: Callable[[Sequence[Step]], float]) -> None:
-    """The layers of a residual network of the package, and the package's bound for it."""
+    """Compare the bound of a residual network's layers with the package's bound."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         bounds = _bounds(WideResNet(10, 1, channels=1).eval(), (1, 8, 8))
@@ -184,7 +184,7 @@ def compare_network(answer: Callable[[Sequence[Step]], float]) -> None:
 
 
 def small_network(shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
-    """A network with a batch-norm that has seen images, left in training mode."""
+    """Make a network with a batch-norm that has seen images, left in training mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = nn.Sequential(
@@ -196,7 +196,7 @@ def small_network(shape: tuple[int, int, int], classes: int, seed: int) -> nn.Mo
 
 
 def linear(matrix: Tensor) -> nn.Module:
-    """The network x -> matrix x, for images (B, C, H, W) or vectors (B, D)."""
+    """Make the network x -> matrix x, for images (B, C, H, W) or vectors (B, D)."""
     layer = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False)
     layer.weight.data = matrix.detach().clone()
     return nn.Sequential(nn.Flatten(), layer)
@@ -204,7 +204,7 @@ def linear(matrix: Tensor) -> nn.Module:
 
 @torch.no_grad()
 def left_side(student: nn.Module, teacher: nn.Module, images: Tensor) -> Tensor:
-    """The first part of question 5 done, for the second."""
+    """Answer question 5, first part, for the second: the left side of Eq. 21 of each image (B,)."""
     return (student.eval()(images) - teacher.eval()(images)).norm(dim=1)
 
 
@@ -217,7 +217,7 @@ def right_side(
     lip_student: float,
     lip_teacher: float,
 ) -> float:
-    """The second part of question 5 done, to look at what question 6 gives."""
+    """Answer question 5, second part, to look at question 6's: the right side of Eq. 21."""
     C = left_side(student, teacher, images_star).max()
     delta = (images - images_star).flatten(1).norm(dim=1).max()
     return (C + (lip_student + lip_teacher) * delta).item()
@@ -226,7 +226,7 @@ def right_side(
 def _case(
     shape: tuple[int, int, int], classes: int, batch: int, seed: int
 ) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
-    """A student, a teacher, and images of G and of G*; C and δ belong to different images."""
+    """Make a student, a teacher, images of G and of G*; C and δ belong to different images."""
     student, teacher = (small_network(shape, classes, seed + i) for i in (2, 3))
     images_star = drawn(batch, *shape, seed=seed)
     far = left_side(student, teacher, images_star).argmax()
@@ -237,7 +237,7 @@ def _case(
 
 @Question
 def q5(left_side: Callable[..., Tensor], right_side: Callable[..., float]) -> None:
-    """Both sides of Eq. 21."""
+    """Check both sides of Eq. 21."""
     compare_left(left_side, (2, 4, 5), classes=3, batch=6, seed=10)
     compare_right(right_side, (2, 4, 5), classes=3, batch=6, seed=20)
 
@@ -245,7 +245,7 @@ def q5(left_side: Callable[..., Tensor], right_side: Callable[..., float]) -> No
 def compare_left(
     answer: Callable[..., Tensor], shape: tuple[int, int, int], classes: int, batch: int, seed: int
 ) -> None:
-    """‖S(G(z)) − T(G(z))‖ of each image."""
+    """Compare ‖S(G(z)) − T(G(z))‖ of each image."""
     student, teacher, images, _ = _case(shape, classes, batch, seed)
     with torch.no_grad():
         training = copy.deepcopy(student)(images) - copy.deepcopy(teacher)(images)
@@ -273,7 +273,7 @@ def compare_left(
 def compare_right(
     answer: Callable[..., float], shape: tuple[int, int, int], classes: int, batch: int, seed: int
 ) -> None:
-    """C + (‖S‖ + ‖T‖) δ, with made-up Lipschitz constants."""
+    """Compare C + (‖S‖ + ‖T‖) δ, with made-up Lipschitz constants."""
     student, teacher, images, images_star = _case(shape, classes, batch, seed)
     s, t = 1.7, 0.6
     with torch.no_grad():
@@ -313,9 +313,9 @@ def compare_right(
 
 
 def check_bound(answer: Callable[..., float]) -> None:
-    """On linear networks, whose constants are exact, no left side is above the right one.
+    """Check on linear networks, whose constants are exact, that no left side exceeds the right one.
 
-    Where all three legs of the way point along one line, both are equal.
+    Both are equal where S(x) − S(x*), S(x*) − T(x*) and T(x*) − T(x) point the same way.
     """
     for seed in range(5):
         matrices = [drawn(3, 8, seed=seed + i) for i in (0, 10)]
@@ -332,7 +332,7 @@ def check_bound(answer: Callable[..., float]) -> None:
 
 
 def aligned(s: float, t: float, pixels: int, classes: int) -> list[Tensor]:
-    """Matrices of the norms s and t that move one logit, by one pixel, in opposite senses."""
+    """Make matrices of the norms s and t that move one logit, by one pixel, in opposite senses."""
     corner = torch.zeros(classes, pixels)
     corner[0, 0] = 1
     return [s * corner, -t * corner]
@@ -341,7 +341,7 @@ def aligned(s: float, t: float, pixels: int, classes: int) -> list[Tensor]:
 def _sides(
     answer: Callable[..., float], matrices: list[Tensor], images: Tensor, images_star: Tensor
 ) -> tuple[float, float]:
-    """The largest left side, and the answer for the right one."""
+    """Return the largest left side, and the answer for the right one."""
     networks = [linear(matrix) for matrix in matrices]
     norms = [exact_norm(matrix) for matrix in matrices]
     left = left_side(networks[0], networks[1], images).max().item()
@@ -355,7 +355,7 @@ def _sides(
 
 @Question
 def q6(tight_case: Callable[..., Any]) -> None:
-    """Both sides of Eq. 21 are equal."""
+    """Check a case in which both sides of Eq. 21 are equal."""
     compare_tight(tight_case, lip_student=3.0, lip_teacher=2.0, delta=0.7, C=1.5)
 
 
@@ -368,7 +368,7 @@ def compare_tight(
     pixels: int = 6,
     classes: int = 4,
 ) -> None:
-    """Everything is as it was asked for, no leg of the way loses anything, and both sides agree."""
+    """Check that a case has the norms and distances asked for, and that both sides agree."""
     got = answer(lip_student, lip_teacher, delta, C, pixels, classes)
     if got is None:
         raise Wrong("`tight_case`: nothing came back. Is there a `return`?")
@@ -421,7 +421,7 @@ def compare_tight(
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained pair, images of two generators, and the constants of the networks' layers."""
+    """Holds a trained pair, images of two generators, and the constants of the networks' layers."""
 
     student: nn.Module
     teacher: nn.Module
@@ -433,7 +433,7 @@ class Trained:
 
 @torch.no_grad()
 def trained(latents: int = 128) -> Trained:
-    """Chapter 9's networks on the digits. G* is the generator with slightly disturbed weights."""
+    """Load chapter 9's networks on the digits; G* is the generator with disturbed weights."""
     data, settings = load("digits"), preset("lite")
     teacher, spec = trained_teacher(data, settings, 0)
     student, generator = trained_student(data, settings, 0)

@@ -1,4 +1,4 @@
-"""How a check looks at an answer and says what is wrong with it."""
+"""Looks at an answer and says what is wrong with it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Numbers that a test wants in the grader's tables, beside the points.
+#: Numbers by name that a test adds to the grader's tables, beside the points.
 measured: dict[str, float] = {}
 
 
 class Wrong(AssertionError):
-    """An answer is not what it should be; the message says how, for the student to read."""
+    """Raised where an answer is not what it should be; the message tells the student why."""
 
 
 class Question:
-    """A check of one question, called in a student's notebook: it prints, and raises nothing.
+    """Checks one question in a student's notebook: it prints the result and raises no error.
 
     The grader calls :meth:`test`, which raises :class:`Wrong`.
     """
@@ -36,19 +36,19 @@ class Question:
             self.test(*answers)
         except Wrong as wrong:
             print(f"✗ {name}: {wrong}")
-        except Exception as error:  # the student's own error, said in their notebook
+        except Exception as error:  # an error of the student's own code
             print(f"✗ {name}: your code stopped with {type(error).__name__}: {error}")
         else:
             print(f"✓ {name}: right.")
 
 
 def _untouched(answer: Any) -> bool:
-    """Whether an answer is what the hand-out has in its place."""
+    """Return whether an answer is still what the hand-out has in its place."""
     return answer is None or answer is ... or (isinstance(answer, dict) and not answer)
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
-    """Normal numbers, the same for the same seed."""
+    """Draw standard normal numbers (float32) of a shape, the same for the same seed."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -60,16 +60,16 @@ def expect(
     rtol: float = 1e-4,
     atol: float = 1e-6,
 ) -> None:
-    """Compare an answer with the value that is wanted.
+    """Compare an answer with the value that is wanted, by ``torch.allclose``.
 
     Args:
         got: the answer; a number will do where a scalar is wanted.
-        wanted: what it should be.
-        what: what is looked at, as the message is to call it.
-        mistakes: what common mistakes would have given, by what they are.
+        wanted: the value that the answer should have.
+        what: the name of the answer in the message.
+        mistakes: the values that common mistakes give, by a description of each mistake.
 
     Raises:
-        Wrong: no number, another shape, not finite, or another value; a known mistake is named.
+        Wrong: no number, another shape, not finite, or another value; names a known mistake.
     """
     if got is None:
         raise Wrong(f"{what}: nothing came back. Is there a `return`?")
@@ -100,10 +100,10 @@ def _close(a: Tensor, b: Tensor, rtol: float, atol: float) -> bool:
 
 
 def require(true: bool, message: str) -> None:
-    """Say what is wrong unless ``true``.
+    """Refuse an answer with a message unless ``true``.
 
     Raises:
-        Wrong: with the message.
+        Wrong: ``true`` is false.
     """
     if not true:
         raise Wrong(message)

@@ -1,4 +1,4 @@
-"""Checks of assignment 1: distillation on data, then on noise (Eq. 1)."""
+"""Checks assignment 1: distillation on data, then on noise (Eq. 1)."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from dfkd_lite.presets import preset
 
 from .checking import Question, Wrong, drawn, expect, require
 
-ENOUGH = 0.8  # of the test images, as question 4 says; ours are right on more than 0.9
+ENOUGH = 0.8  # share of test images to get right, as question 4 says; our solutions reach over 0.9
 
 
 # --- The answers to questions 2 and 3, for the questions after them ---------------------------
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tensor:
-    """Question 2 done, for the question after it."""
+    """Answer question 2, for the question after it: Eq. 1 of logits (B, K)."""
     return kd.kl_divergence(student_logits, teacher_logits, tau)
 
 
 def training_step(
     teacher: nn.Module, student: nn.Module, optimiser: Any, x: Tensor, tau: float
 ) -> float:
-    """Question 3 done, for the question after it."""
+    """Answer question 3, for the question after it: one step, and its loss."""
     teacher.eval()
     student.train()
     with torch.no_grad():
@@ -52,12 +52,12 @@ def training_step(
 
 
 def two_logits(images: int, classes: int, seed: int = 0, scale: float = 3.0) -> tuple[Tensor, ...]:
-    """A student's and a teacher's logits, each (images, classes)."""
+    """Draw a student's and a teacher's logits, each (images, classes)."""
     return (scale * drawn(2, images, classes, seed=seed)).unbind()
 
 
 def _network(channels: int, classes: int, seed: int, sureness: float = 5.0) -> nn.Module:
-    """A small network whose batch-norms have statistics of their own, in training mode."""
+    """Make a small network whose batch-norms have statistics of their own, in training mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers: list[nn.Module] = []
@@ -87,12 +87,12 @@ def _spec(channels: int, classes: int, size: int = 8) -> NetworkSpec:
 
 @Question
 def q1(soften: Callable[[Tensor, float], Tensor]) -> None:
-    """Softmax over the classes, at a temperature."""
+    """Check a softmax over the classes, at a temperature."""
     compare_soften(soften, 3 * drawn(4, 6), tau=4.0)
 
 
 def compare_soften(answer: Callable[[Tensor, float], Tensor], logits: Tensor, tau: float) -> None:
-    """Logits (B, K): the probabilities of each image, and what slips give."""
+    """Compare the probabilities of logits (B, K), and name what slips give."""
     expect(
         answer(logits.clone(), tau),
         F.softmax(logits / tau, dim=1),
@@ -114,7 +114,7 @@ def compare_soften(answer: Callable[[Tensor, float], Tensor], logits: Tensor, ta
 
 @Question
 def q2(loss: Callable[[Tensor, Tensor, float], Tensor]) -> None:
-    """Eq. 1 as a KL divergence, and its gradient."""
+    """Check Eq. 1 as a KL divergence, and its gradient."""
     student, teacher = two_logits(5, 10)
     compare_loss(loss, student, teacher, tau=4.0)
     s = student.clone().requires_grad_()
@@ -132,7 +132,7 @@ def q2(loss: Callable[[Tensor, Tensor, float], Tensor]) -> None:
 def compare_loss(
     answer: Callable[[Tensor, Tensor, float], Tensor], student: Tensor, teacher: Tensor, tau: float
 ) -> None:
-    """Logits (B, K) of both; tau other than 1."""
+    """Compare the loss of logits (B, K) of both networks; tau is other than 1."""
     wanted = kd.kl_divergence(student, teacher, tau)
     images, classes = student.shape
     at_one = kd.kl_divergence(student, teacher, 1.0)
@@ -168,7 +168,7 @@ Step = Callable[[nn.Module, nn.Module, Any, Tensor, float], float]
 
 @Question
 def q3(step: Step) -> None:
-    """One step: the teacher stays, the student learns."""
+    """Check one step: the teacher stays, the student learns."""
     check_teacher(step, channels=1, classes=5, tau=4.0)
     compare_steps(step, channels=1, classes=5, tau=4.0, steps=2, momentum=0.0)
 
@@ -182,13 +182,13 @@ def _weights(network: nn.Module) -> Tensor:
 
 
 def _statistics(network: nn.Module) -> Tensor:
-    """The means that its batch-norms have stored, in a row."""
+    """Return the means that a network's batch-norms have stored, in a row."""
     means = (layer.running_mean for layer in batch_norms(network).values())
     return torch.cat([mean for mean in means if mean is not None]).clone()
 
 
 def check_teacher(step: Step, channels: int, classes: int, tau: float) -> None:
-    """A teacher that arrives in training mode, with weights that could take gradients."""
+    """Check that a step does not change a teacher that arrives in training mode, unfrozen."""
     teacher, student = _network(channels, classes, seed=0), _network(channels, classes, seed=1)
     before, start = copy.deepcopy(teacher.state_dict()), _weights(student)
     value = step(teacher, student, _sgd(student), drawn(12, channels, 8, 8, seed=2), tau)
@@ -220,7 +220,7 @@ def check_teacher(step: Step, channels: int, classes: int, tau: float) -> None:
 def compare_steps(
     step: Step, channels: int, classes: int, tau: float, steps: int, momentum: float
 ) -> None:
-    """Weights and loss after each step; the student arrives in evaluation mode."""
+    """Compare weights and loss after each step; the student arrives in evaluation mode."""
     teacher, fresh = _network(channels, classes, seed=3), _network(channels, classes, seed=4).eval()
     wrong = "gradients added to those of the step before: they have to be set to zero first"
     students = {name: copy.deepcopy(fresh) for name in ("student's", "right", wrong)}
@@ -259,13 +259,13 @@ Draw = Callable[[], Tensor]
 
 @Question
 def q4(train_student: Callable[..., nn.Module]) -> None:
-    """A new, normalised batch for each step, and a student that has learnt."""
+    """Check that each step takes a new, normalised batch, and that the student has learnt."""
     check_batches(train_student, steps=3, channels=1)
     check_accuracy(train_student, seed=0)
 
 
 def check_batches(answer: Callable[..., nn.Module], steps: int, channels: int) -> None:
-    """What the teacher is asked, in a few steps on images that are noted."""
+    """Check what the teacher is asked, in a few steps on images that are noted."""
     spec = _spec(channels, classes=4)
     teacher, student = _network(channels, 4, seed=5), _network(channels, 4, seed=6)
     rng, drawn, asked = torch.Generator().manual_seed(0), list[Tensor](), list[Tensor]()
@@ -302,7 +302,7 @@ def check_batches(answer: Callable[..., nn.Module], steps: int, channels: int) -
 
 
 def _require_temperature(answer: Callable[..., nn.Module]) -> None:
-    """Another temperature, other weights; all else alike."""
+    """Require that another temperature, with all else alike, gives other weights."""
     spec, ends = _spec(1, classes=4), []
     for tau in (1.0, 20.0):
         rng = torch.Generator().manual_seed(0)
@@ -313,7 +313,7 @@ def _require_temperature(answer: Callable[..., nn.Module]) -> None:
 
 
 def small_student(channels: int, classes: int) -> nn.Module:
-    """Three convolutions, each with a batch-norm and a ReLU, and a linear layer."""
+    """Make three convolutions, each with a batch-norm and a ReLU, and a linear layer."""
     layers: list[nn.Module] = []
     for before, after, stride in ((channels, 16, 2), (16, 32, 2), (32, 32, 1)):
         layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after)]
@@ -322,7 +322,7 @@ def small_student(channels: int, classes: int) -> nn.Module:
 
 
 def check_accuracy(answer: Callable[..., nn.Module], seed: int) -> None:
-    """A small network after 100 steps on the digits, on the test images."""
+    """Check a small network on the digits' test images, after 100 steps on the digits."""
     data = load("digits")
     teacher, spec = trained_teacher(data, preset("lite"), 0)
     rng = torch.Generator().manual_seed(seed)
@@ -346,20 +346,20 @@ def check_accuracy(answer: Callable[..., nn.Module], seed: int) -> None:
 
 @Question
 def q5(noise_images: Callable[..., Tensor]) -> None:
-    """Independent normal pixels with the data's mean and deviation, clipped."""
+    """Check independent normal pixels with the data's mean and deviation, clipped."""
     compare_noise(noise_images, _spec(1, 10, size=16), seed=0)
     compare_noise(noise_images, _spec(3, 10, size=9), seed=1)
 
 
 def clipped_normal(mean: float, std: float) -> tuple[float, float]:
-    """Mean and standard deviation of a normal number that is clipped to [0, 1]."""
+    """Return mean and standard deviation of a normal number that is clipped to [0, 1]."""
     shares = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
-    x = (mean + std * torch.special.ndtri(shares)).clamp(0, 1)  # evenly through the distribution
+    x = (mean + std * torch.special.ndtri(shares)).clamp(0, 1)  # values at even quantiles
     return x.mean().item(), x.std(correction=0).item()
 
 
 def compare_noise(answer: Callable[..., Tensor], spec: NetworkSpec, seed: int) -> None:
-    """Shape, range, mean and deviation of each channel, independence, and the generator's use."""
+    """Check shape, range, each channel's mean and deviation, independence, and use of ``rng``."""
     count = 100_000 // spec.size**2
     rng = torch.Generator().manual_seed(seed)
     images = answer(count, spec, rng)
@@ -415,14 +415,14 @@ def _moments(pairs: list[tuple[float, float]]) -> Tensor:
 
 @Question
 def q6(answer: Callable[..., float]) -> None:
-    """exp(entropy) of the mean answer."""
+    """Check exp(entropy) of the mean answer."""
     compare_effective(answer, channels=1, classes=10, sureness=30.0, seed=0)
 
 
 def compare_effective(
     answer: Callable[..., float], channels: int, classes: int, sureness: float, seed: int
 ) -> None:
-    """On uniform noise; the network arrives in training mode."""
+    """Compare the number on uniform noise; the network arrives in training mode."""
     spec = _spec(channels, classes)
     network = _network(channels, classes, seed, sureness)
     rng = torch.Generator().manual_seed(seed)

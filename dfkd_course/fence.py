@@ -1,8 +1,8 @@
-"""What a submission may not do while it is graded.
+"""Refuses what a submission may not do while it is graded.
 
 The fence is Python's own audit hook (PEP 578), which cannot be removed, together with limits on
-memory and on the size of files. It stops what students' code does by accident or for fun. It is no
-wall against somebody who knows Python's insides and looks for the hook in memory, or who brings
+memory and on the size of files. It stops what students' code does by accident or for fun. It does
+not stop somebody who knows Python's insides and looks for the hook in memory, or who brings
 machine code: against that, grade in a container.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-#: Events that are refused, by how their names begin, and what a report calls them.
+#: Audit events that are refused: how their names begin, and what a report calls them.
 FORBIDDEN = {
     "socket.": "use the network",
     "urllib.": "use the network",
@@ -33,19 +33,19 @@ FORBIDDEN = {
     "resource.setrlimit": "change its limits",
     "resource.prlimit": "change its limits",
 }
-#: Events about a path that change something: refused outside the submission's own folder.
+#: Audit events that change a path: they are refused outside the submission's own folder.
 CHANGING = (
     "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate",
     "os.chmod", "os.chown", "os.utime", "os.setxattr", "os.removexattr", "sqlite3.connect",
 )  # fmt: skip
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-#: What Python and its libraries read of the machine.
+#: Paths of the machine that Python and its libraries read.
 MACHINE = ("/usr", "/lib", "/etc", "/sys", "/dev", "/proc/cpuinfo", "/proc/meminfo", "/proc/self")
 
 
 def limit(memory: int, file_size: int) -> None:
-    """Bytes that the process may allocate from now on, and write to any one file."""
-    import resource  # Windows has none
+    """Limit the bytes that the process may allocate from now on, and write to any one file."""
+    import resource  # Windows has no such module
 
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
@@ -53,16 +53,16 @@ def limit(memory: int, file_size: int) -> None:
 
 
 def raise_fence(folder: Path, readable: Sequence[Path]) -> list[str]:
-    """From now on and for good: refuse what a submission may not do.
+    """Refuse, from now on and for good, what a submission may not do.
 
     Args:
-        folder: where it may read and write.
-        readable: folders and files that it may read.
+        folder: the submission's own folder, in which it may read and write.
+        readable: more folders and files that it may read.
 
     Returns:
-        What has been refused; it grows.
+        What has been refused, each once; the list grows while the submission runs.
     """
-    # all that the hook needs is its own, and no name of a module that a submission could replace
+    # the functions and tables of the hook are local: a submission could replace those of a module
     realpath, fsdecode, sep = os.path.realpath, os.fsdecode, os.sep
     forbidden, changing, writing = tuple(FORBIDDEN.items()), frozenset(CHANGING), WRITING
     own = realpath(folder)
@@ -73,7 +73,7 @@ def raise_fence(folder: Path, readable: Sequence[Path]) -> list[str]:
         place = realpath(fsdecode(path))
         return place == os.devnull or any(place == f or place.startswith(f + sep) for f in folders)
 
-    def name(path: Any) -> str:  # the rest of the path is the grader's business
+    def name(path: Any) -> str:  # a report shows none of the grader's folders
         return fsdecode(path).rpartition(sep)[2] or "a folder"
 
     def objection(event: str, args: tuple[Any, ...]) -> str | None:

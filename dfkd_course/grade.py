@@ -1,9 +1,8 @@
-"""Grades a folder of submissions: each in a process of its own, every mark explained.
+"""Grades a folder of submissions: it runs each in a process of its own and explains every mark.
 
 ``otter assign`` writes an assignment's tests into a zip file, hidden ones included. Otter's own
-runner has the submission's process write its results as a pickle, which the grader reads; here
-results come as text, tests reach that process only after the submission has run, and
-:mod:`fence` stands around it.
+runner reads a pickle that the submission's process has written. Here, results come as text, the
+process gets the tests only after the submission has run, and :mod:`fence` limits what it may do.
 """
 
 from __future__ import annotations
@@ -35,12 +34,12 @@ from dfkd_lite.storage.files import write_bytes, write_json
 from .reading import Assignment, Unreadable, find_submissions, read_cells
 
 GIB = 1024**3
-LONGEST = 16 * 1024**2  # characters of an answer; a longer line is not the worker's
+LONGEST = 16 * 1024**2  # characters of a line; the worker's own lines are shorter
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one submission may use; the defaults are several times what our solutions need."""
+    """Holds what one submission may use; the defaults are several times what our solutions need."""
 
     cell_seconds: float = 120
     test_seconds: float = 60
@@ -55,7 +54,7 @@ class Limits:
 
 @dataclass
 class Mark:
-    """One test: the points it gave, of how many, and why some are missing."""
+    """Holds the result of one test: its points, the most it can give, and why some are missing."""
 
     question: str
     points: float
@@ -65,12 +64,12 @@ class Mark:
 
 @dataclass
 class Grade:
-    """One submission."""
+    """Holds the result of one submission."""
 
     name: str
     marks: list[Mark] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what happened on the way
-    measured: dict[str, float] = field(default_factory=dict)  # by tests, beside the points
+    measured: dict[str, float] = field(default_factory=dict)  # numbers from tests, by name
 
     @property
     def points(self) -> float:
@@ -81,7 +80,7 @@ class Grade:
         return sum(mark.of for mark in self.marks)
 
     def of_question(self, question: str) -> float:
-        """Its points in one question."""
+        """Return the submission's points in one question."""
         return sum(mark.points for mark in self.marks if mark.question == question)
 
 
@@ -89,10 +88,10 @@ class Grade:
 
 
 def grade(name: str, path: Path, assignment: Assignment, limits: Limits, workers: Workers) -> Grade:
-    """Run a submission and its tests.
+    """Run a submission and its tests, in at most three tries.
 
-    A cell during which the process dies or has to be stopped is left out in a second try, so that
-    the questions before and after it still count.
+    A cell in which the process dies or has to be stopped is left out of the next try, so that the
+    questions before and after it still count.
     """
     result = Grade(name)
     try:
@@ -114,7 +113,7 @@ def grade(name: str, path: Path, assignment: Assignment, limits: Limits, workers
 
 
 def nothing(assignment: Assignment, why: str) -> list[Mark]:
-    """No points, for one reason."""
+    """Return marks without points for all questions, for one reason."""
     totals = {name: _total(source) for name, source in assignment.tests.items()}
     return [Mark(name, 0, points, why) for name, points in totals.items()]
 
@@ -125,14 +124,14 @@ def _total(source: str) -> float:
     return sum(case.points for case in ExceptionTestFile.from_string(source).test_cases)
 
 
-# Not the fork server of `multiprocessing`: any process forked from it can end it with one byte, and
-# then it starts again by itself, with the instructor's environment and without a word.
+# The fork server of `multiprocessing` is not used: any process forked from it can end it with one
+# byte, and it then starts again silently, with the instructor's environment.
 class Worker:
-    """A process of :mod:`worker`: it has imported everything, and runs one job after another."""
+    """Holds a process of :mod:`worker`, which imports everything once and runs job after job."""
 
     def __init__(self) -> None:
         self.home = tempfile.TemporaryDirectory(prefix="dfkd-course-")
-        self.fresh = True  # nothing of an earlier job is left in its pipes
+        self.fresh = True  # its pipes hold nothing of an earlier job
         self.process = subprocess.Popen(
             [sys.executable, "-m", f"{__package__}.worker"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
@@ -141,7 +140,7 @@ class Worker:
         )  # fmt: skip
 
     def kill(self) -> None:
-        """The process and whatever it started."""
+        """Kill the process and whatever it has started."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -149,13 +148,13 @@ class Worker:
     def close(self) -> None:
         self.kill()
         for pipe in (self.process.stdin, self.process.stdout):
-            with suppress(BrokenPipeError):  # what a dead process has not read
+            with suppress(BrokenPipeError):  # a dead process has not read all
                 pipe.close()  # type: ignore[union-attr]
         self.home.cleanup()
 
 
 class Workers:
-    """As many as run side by side, started when they are needed and kept for the next job."""
+    """Holds idle workers; each is started when it is needed and kept for the next job."""
 
     def __init__(self) -> None:
         self.idle: list[Worker] = []
@@ -183,7 +182,7 @@ class Workers:
 
 
 class _Run:
-    """One try: what a worker said of it."""
+    """Runs a submission once, and holds what the worker said of it."""
 
     def __init__(
         self,
@@ -195,8 +194,8 @@ class _Run:
         self.marks: list[Mark] = []
         self.measured: dict[str, float] = {}
         self.notes: list[str] = []
-        self.process: int | None = None  # the submission's own, as soon as it has said so
-        self.cell: int | None = None  # in which the process is, or died
+        self.process: int | None = None  # id of the submission's process, once it has said so
+        self.cell: int | None = None  # number of the cell that runs, or that ended the process
         self.finished = False
         self.ended: int | None = None  # the exit status of the submission's process
         self.late = threading.Event()
@@ -211,7 +210,7 @@ class _Run:
                 self._talk(job | asdict(limits))
             finally:
                 timer.cancel()
-                worker.fresh = self.ended is not None  # the worker is there, and says so
+                worker.fresh = self.ended is not None  # it still answers
                 if not worker.fresh:
                     worker.kill()
         if not self.finished:
@@ -274,7 +273,7 @@ def _lay(folder: str, files: dict[str, bytes]) -> None:
 
 
 def _answer(line: str, token: str) -> dict[str, Any] | None:
-    """A line of the worker; None for one that is not its own."""
+    """Parse an answer of the worker; return None for a line without the job's token."""
     try:
         answer = json.loads(line)
     except ValueError:
@@ -283,10 +282,10 @@ def _answer(line: str, token: str) -> dict[str, Any] | None:
 
 
 def _environment(home: str) -> dict[str, str]:
-    """Nothing of the instructor's own; one thread, since submissions run side by side."""
+    """Return a worker's environment: nothing private, and one thread, as jobs run side by side."""
     kept = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "PYTHONPATH", "DFKD_DATA")}
     own = {"HOME": home, "TMPDIR": home, "IPYTHONDIR": home, "MPLBACKEND": "Agg"}
-    fonts = os.environ.get("MPLCONFIGDIR")  # else matplotlib lists the machine's fonts once more
+    fonts = os.environ.get("MPLCONFIGDIR")  # without it matplotlib lists all fonts again
     if fonts:
         own["MPLCONFIGDIR"] = fonts
     return kept | own | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -305,12 +304,12 @@ def grade_folder(
 ) -> list[Grade]:
     """Grade every notebook in a folder and write ``grades.csv``, ``marks.csv`` and a report each.
 
-    What is graded is kept in ``out``; called again, only what is new or was changed is graded.
-    ``workers`` can be given by who grades several folders: starting one takes ten seconds.
-    ``limits`` are those of :class:`Limits`; None leaves one as the assignment, or else its default.
+    Results are kept in ``out``: a second call grades only what is new or has changed. A caller that
+    grades several folders can give ``workers``: starting one takes ten seconds. ``limits`` are
+    those of :class:`Limits`; None means the assignment's own, or else the default.
 
     Raises:
-        InputError: nothing to grade, Otter is not installed, or this is Windows.
+        InputError: nothing to grade, a number out of range, no Otter installed, or Windows.
     """
     from tqdm.auto import tqdm
 
@@ -346,7 +345,7 @@ def grade_folder(
 
 @cache
 def _code() -> list[bytes]:
-    """What grades: when it changes, everything is graded again."""
+    """Read the code that grades: when it changes, everything is graded again."""
     package = Path(dfkd_lite.__file__).parent
     folders = (package, package.parent / "dfkd_lab", Path(__file__).parent)
     return [p.read_bytes() for folder in folders for p in sorted(folder.rglob("*.py"))]
@@ -355,7 +354,7 @@ def _code() -> list[bytes]:
 def _graded(
     name: str, path: Path, assignment: Assignment, limits: Limits, kept: Path, workers: Workers
 ) -> Grade:
-    """From an earlier call where nothing has changed, else graded now."""
+    """Return the grade of an earlier call if nothing has changed, else grade now."""
     parts = [assignment.key.encode(), repr(limits).encode(), path.read_bytes(), *_code()]
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()
     file = kept / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
@@ -397,7 +396,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def leaderboard(grades: list[Grade]) -> list[list[str]]:
-    """What the tests have measured, the best accuracy first; who has none stands last."""
+    """Return a table of what the tests measured: best accuracy first, those without one last."""
     keys = sorted({key for g in grades for key in g.measured})
     ordered = sorted(grades, key=lambda g: -g.measured.get("accuracy", -1.0))
     lines = [
@@ -407,7 +406,7 @@ def leaderboard(grades: list[Grade]) -> list[list[str]]:
 
 
 def _csv(lines: Iterable[Iterable[str]]) -> str:
-    """Text of a table. A cell that a spreadsheet would take for a formula gets an apostrophe."""
+    """Write a table as text; a cell that a spreadsheet takes for a formula gets an apostrophe."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     for line in lines:
@@ -416,7 +415,7 @@ def _csv(lines: Iterable[Iterable[str]]) -> str:
 
 
 def report(graded: Grade, assignment: Assignment) -> str:
-    """What a student gets back: every mark, and what is missing."""
+    """Write what a student gets back, in Markdown: every mark, and why points are missing."""
     lines = [f"# {assignment.name}: {graded.points:g} of {graded.of:g} points", ""]
     for question in assignment.tests:
         marks = [mark for mark in graded.marks if mark.question == question]

@@ -1,4 +1,4 @@
-"""Checks of assignment 3: one MAML step (Eqs. 7 and 8)."""
+"""Checks assignment 3: one MAML step (Eqs. 7 and 8)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MetaGradient = Callable[[Loss, Tensor, float, int], Tensor]
 
 @dataclass(frozen=True)
 class Bowl:
-    """L(theta) = 1/2 (theta - a)' A (theta - a), of which all answers are known on paper."""
+    """Computes L(theta) = 1/2 (theta - a)' A (theta - a), for which all answers have formulas."""
 
     A: Tensor  # (D, D), symmetric
     a: Tensor  # (D,)
@@ -41,31 +41,31 @@ class Bowl:
         return 0.5 * (theta - self.a) @ self.A @ (theta - self.a)
 
     def shrink(self, eta: float, steps: int) -> Tensor:
-        """(I - eta A)^k: what k steps make of the distance to the minimum."""
+        """Return (I - eta A)^k, by which k steps multiply the distance to the minimum."""
         return torch.linalg.matrix_power(torch.eye(len(self.a)) - eta * self.A, steps)
 
     def adapted(self, theta: Tensor, eta: float, steps: int) -> Tensor:
-        """theta_k."""
+        """Return theta_k, the weights after k steps."""
         return self.a + self.shrink(eta, steps) @ (theta - self.a)
 
     def first_order(self, theta: Tensor, eta: float, steps: int) -> Tensor:
-        """A (I - eta A)^k (theta - a)."""
+        """Return the first-order gradient A (I - eta A)^k (theta - a)."""
         return self.A @ self.shrink(eta, steps) @ (theta - self.a)
 
     def exact(self, theta: Tensor, eta: float, steps: int) -> Tensor:
-        """(I - eta A)^k A (I - eta A)^k (theta - a)."""
+        """Return the exact gradient (I - eta A)^k A (I - eta A)^k (theta - a)."""
         return self.shrink(eta, steps) @ self.first_order(theta, eta, steps)
 
 
 def bowl(seed: int, length: int = 3) -> Bowl:
-    """A drawn task: second derivatives between 0.5 and 3 in directions of no axis."""
+    """Draw a task: second derivatives between 0.5 and 3, in directions that are no axes."""
     directions = torch.linalg.qr(drawn(length, length, seed=seed)).Q
     A = directions @ torch.linspace(0.5, 3.0, length).diag() @ directions.T
     return Bowl((A + A.T) / 2, drawn(length, seed=seed + 1000))
 
 
 def softmax_fit(seed: int, count: int = 12, classes: int = 3, inputs: int = 5) -> Loss:
-    """Cross-entropy of a linear classifier theta (classes, inputs) on drawn data: no bowl."""
+    """Return the cross-entropy of a linear classifier theta (classes, inputs) on drawn data."""
     x = 2 * drawn(count, inputs, seed=seed)
     y = torch.randint(classes, (count,), generator=torch.Generator().manual_seed(seed))
     return lambda theta: F.cross_entropy(x @ theta.T, y)
@@ -75,7 +75,7 @@ def softmax_fit(seed: int, count: int = 12, classes: int = 3, inputs: int = 5) -
 
 
 def adapt(loss: Loss, theta: Tensor, eta: float, steps: int) -> Tensor:
-    """Question 1 done, for the questions after it."""
+    """Answer question 1, for the questions after it: theta after some steps of Eq. 8."""
     adapted = theta.detach().clone()
     for _ in range(steps):
         adapted = adapted - eta * _gradient(loss, adapted)
@@ -83,12 +83,12 @@ def adapt(loss: Loss, theta: Tensor, eta: float, steps: int) -> Tensor:
 
 
 def first_order_gradient(loss: Loss, theta: Tensor, eta: float, steps: int) -> Tensor:
-    """Question 2 done, for the questions after it."""
+    """Answer question 2, for the questions after it: the first-order meta-gradient."""
     return _gradient(loss, adapt(loss, theta, eta, steps))
 
 
 def exact_gradient(loss: Loss, theta: Tensor, eta: float, steps: int) -> Tensor:
-    """Question 3 done, for the questions after it; by the chain rule, factor by factor."""
+    """Answer question 3, for the questions after it: MAML's gradient, by the chain rule."""
     return _chained(loss, _path(loss, theta, eta, steps), eta, steps)
 
 
@@ -98,7 +98,7 @@ def _gradient(loss: Loss, theta: Tensor) -> Tensor:
 
 
 def _path(loss: Loss, theta: Tensor, eta: float, steps: int) -> list[Tensor]:
-    """theta_0 to theta_k."""
+    """Return theta_0 to theta_k."""
     path = [theta.detach().clone()]
     for _ in range(steps):
         path.append(path[-1] - eta * _gradient(loss, path[-1]))
@@ -106,7 +106,7 @@ def _path(loss: Loss, theta: Tensor, eta: float, steps: int) -> list[Tensor]:
 
 
 def _chained(loss: Loss, path: list[Tensor], eta: float, factors: int) -> Tensor:
-    """(I - eta H) for the last ``factors`` inner steps, times the gradient at the end."""
+    """Multiply the gradient at the end by (I - eta H) of the last ``factors`` inner steps."""
     gradient = _gradient(loss, path[-1])
     steps = len(path) - 1
     for point in reversed(path[steps - factors : steps]):
@@ -122,7 +122,7 @@ def _times(steps: int) -> str:
 
 
 def _unchanged(theta: Tensor, before: Tensor, asks: bool = False) -> None:
-    """The start has its values, no gradient, and asks for one only if it did before."""
+    """Require that the start keeps its values, has no gradient, and asks for one only as before."""
     require(
         torch.equal(theta.detach(), before),
         "the start `theta` was changed: work on a copy (`theta.detach()` alone shares its memory "
@@ -143,7 +143,7 @@ def _unchanged(theta: Tensor, before: Tensor, asks: bool = False) -> None:
 
 @Question
 def q1(answer: Callable[..., Tensor]) -> None:
-    """Steps of Eq. 8, away from the start."""
+    """Check steps of Eq. 8, on a copy of the start."""
     for steps in (1, 3):
         compare_adapted(answer, bowl(1), drawn(3, seed=2), eta=0.2, steps=steps, kept=True)
 
@@ -156,7 +156,7 @@ def compare_adapted(
     steps: int,
     kept: bool = False,
 ) -> None:
-    """The adapted weights; with ``kept`` also that the start stays, and that they are detached."""
+    """Compare the adapted weights; with ``kept`` check that they are detached and theta stays."""
     path = _path(loss, theta, eta, steps)
     wanted = loss.adapted(path[0], eta, steps) if isinstance(loss, Bowl) else path[-1]
     own = theta.detach().clone().requires_grad_(theta.requires_grad)
@@ -184,7 +184,7 @@ def compare_adapted(
 
 @Question
 def q2(answer: MetaGradient) -> None:
-    """The gradient at the adapted weights."""
+    """Check the gradient at the adapted weights."""
     for steps in (1, 3):
         compare_first_order(answer, bowl(3), drawn(3, seed=4), eta=0.2, steps=steps)
 
@@ -192,7 +192,7 @@ def q2(answer: MetaGradient) -> None:
 def compare_first_order(
     answer: MetaGradient, loss: Loss, theta: Tensor, eta: float, steps: int
 ) -> None:
-    """The first-order meta-gradient, with the start left as it is."""
+    """Compare the first-order meta-gradient, and require that the start stays as it is."""
     path = _path(loss, theta, eta, steps)
     gradients = [_gradient(loss, point) for point in path]
     own = theta.clone()
@@ -213,13 +213,13 @@ def compare_first_order(
 
 @Question
 def q3(answer: MetaGradient) -> None:
-    """The gradient through the inner steps."""
+    """Check the gradient through the inner steps."""
     for steps in (1, 3):
         compare_exact(answer, bowl(5), drawn(3, seed=6), eta=0.2, steps=steps)
 
 
 def compare_exact(answer: MetaGradient, loss: Loss, theta: Tensor, eta: float, steps: int) -> None:
-    """MAML's gradient; of a loss that is no bowl by the chain rule, with Hessians."""
+    """Compare MAML's gradient; of a loss that is no bowl by the chain rule, with Hessians."""
     path = _path(loss, theta, eta, steps)
     own = theta.clone()
     expect(
@@ -247,7 +247,7 @@ def compare_exact(answer: MetaGradient, loss: Loss, theta: Tensor, eta: float, s
 
 @Question
 def q4(answer: Callable[..., Tensor]) -> None:
-    """The mean of the meta-gradients over the tasks, downhill."""
+    """Check a step downhill by the mean of the meta-gradients over the tasks."""
     tasks = [bowl(seed) for seed in (7, 8, 9)]
     compare_outer(answer, exact_gradient, tasks, drawn(3, seed=10), 0.1, 2, outer_lr=0.4)
 
@@ -261,7 +261,7 @@ def compare_outer(
     steps: int,
     outer_lr: float,
 ) -> None:
-    """One outer step, with a gradient of the checks' own."""
+    """Compare one outer step, for which the answer gets a meta-gradient of the checks' own."""
     gradients = [meta_gradient(loss, theta, eta, steps) for loss in losses]
     if meta_gradient is exact_gradient:
         known = [loss.exact(theta, eta, steps) for loss in losses if isinstance(loss, Bowl)]
@@ -293,7 +293,7 @@ def compare_outer(
 
 @Question
 def q5(answer: Callable[..., Tensor]) -> None:
-    """Towards the mean of the adapted weights."""
+    """Check a step towards the mean of the adapted weights."""
     tasks = [bowl(seed) for seed in (11, 12, 13)]
     compare_reptile(answer, tasks, drawn(3, seed=14), eta=0.2, steps=2, outer_lr=0.3)
 
@@ -306,7 +306,7 @@ def compare_reptile(
     steps: int,
     outer_lr: float,
 ) -> None:
-    """One outer step of Reptile."""
+    """Compare one outer step of Reptile."""
     ends = torch.stack(
         [
             loss.adapted(theta, eta, steps)
@@ -344,7 +344,7 @@ def compare_reptile(
 
 
 def small_generator(seed: int, size: int = 16, channels: int = 1) -> AttentionGenerator:
-    """An untrained generator of the package in training mode; its latents have 16 numbers."""
+    """Make an untrained generator of the package in training mode; z has 16 numbers."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = GeneratorConfig(z_dim=16, width=8)
@@ -358,14 +358,14 @@ def _teacher() -> tuple[nn.Module, NetworkSpec]:
 
 
 def class_task(labels: Tensor) -> Loss:
-    """L_cls of Eq. 16: how far images (B, 1, 16, 16) are from these classes for the teacher."""
+    """Return L_cls of Eq. 16: how far images (B, 1, 16, 16) are from these classes (B,)."""
     teacher, spec = _teacher()
     return lambda images: class_loss(teacher(normalise(images, spec)), labels)
 
 
 @Question
 def q6(answer: Callable[..., Any]) -> None:
-    """Eq. 8 on a copy of the generator."""
+    """Check Eq. 8 on a copy of the generator."""
     loss, z = class_task(torch.arange(8)), drawn(8, 16, seed=17)
     compare_generator(answer, small_generator(3), loss, z, eta=0.01, steps=3, kept=True)
 
@@ -379,7 +379,7 @@ def compare_generator(
     steps: int,
     kept: bool = False,
 ) -> None:
-    """Weights and losses against the package's; with ``kept`` also that the generator stays."""
+    """Compare weights and losses with the package's; with ``kept`` check the generator stays."""
     weights, losses = _packaged(generator, loss, z, eta, steps)
     names = [name for name, _ in generator.named_parameters()]
     before = copy.deepcopy(generator.state_dict())
@@ -396,7 +396,7 @@ def compare_generator(
     one_more = _by_hand(generator, loss, z, eta, steps + 1)[1]
     modes = [module.training for module in generator.modules()]
     for parameter in generator.parameters() if kept else ():
-        parameter.grad = torch.ones_like(parameter)  # somebody's, who is not done with it
+        parameter.grad = torch.ones_like(parameter)  # another caller's gradient: it has to stay
 
     got = answer(generator, loss, z.clone(), eta, steps)
     require(got is not None, "nothing came back. Is there a `return`?")
@@ -441,7 +441,7 @@ def compare_generator(
 def _packaged(
     generator: nn.Module, loss: Loss, z: Tensor, eta: float, steps: int
 ) -> tuple[Tensor, Tensor]:
-    """Adapted weights, all in one, and losses, by the package's inner loop."""
+    """Return the adapted weights, all in one, and the losses, by the package's inner loop."""
     clone, other = copy.deepcopy(generator), copy.deepcopy(generator)
     config = MetaConfig(kind="reptile", optimiser="sgd", steps=steps, lr=eta, lr_z=0)
     adaptation = package_adapts(other, clone, lambda call, z: loss(call(z)), z, config)
@@ -458,7 +458,7 @@ def _by_hand(
     clear: bool = True,
     other_mode: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The same with a mistake, for what it gives."""
+    """Return what an inner loop with a mistake gives: adapted weights, all in one, and losses."""
     clone = copy.deepcopy(generator).train(generator.training != other_mode)
     total = [torch.zeros_like(p) for p in clone.parameters()]
     losses = []
@@ -474,7 +474,7 @@ def _by_hand(
 
 
 def _same_generator(generator: nn.Module, before: dict[str, Tensor]) -> None:
-    """Bit for bit, and with the gradients that it had."""
+    """Require the generator as it was, bit for bit, with the gradients that it had."""
     weights = {name for name, _ in generator.named_parameters()}
     for name, value in generator.state_dict().items():
         if not torch.equal(value, before[name]):

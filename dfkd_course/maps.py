@@ -1,4 +1,4 @@
-"""Checks of assignment 4: where do they look? (Eqs. 9 to 15)."""
+"""Checks assignment 4: where do they look? (Eqs. 9 to 15)."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ Loss = Callable[[nn.Module, nn.Module, Tensor, Sequence[float]], Tensor]
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Question 4 done, for the question after it."""
+    """Answer question 4, for the question after it: maps (B, h, w) bilinearly to ``size``."""
     return package.upsample(maps, (size[0], size[1]))
 
 
 def map_distance(student_map: Tensor, teacher_map: Tensor) -> Tensor:
-    """Question 5 done, for the question after it."""
+    """Answer question 5, for the question after it: Eq. 15, averaged over images."""
     return _map_distance(student_map, teacher_map)
 
 
 @Question
 def q1(cam: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
-    """Eq. 10."""
+    """Check the map of Eq. 10."""
     compare_cam(cam, drawn(2, 3, 4, 5), drawn(4, 3, seed=1), torch.tensor([3, 1]))
 
 
@@ -43,7 +43,7 @@ def compare_cam(
     weight: Tensor,
     classes: Tensor,
 ) -> None:
-    """Features (B, P, H, W), weights (K, P), classes (B,)."""
+    """Compare the maps of features (B, P, H, W), weights (K, P) and classes (B,)."""
     what = f"`cam` of features of the shape {tuple(features.shape)}"
     wanted = package.cam(features, weight, classes)
     by_number = package.cam(features, weight, torch.arange(len(classes)))
@@ -74,7 +74,7 @@ def compare_cam(
 def compare_with_logit(
     answer: Callable[[Tensor, Tensor, Tensor], Tensor], images: Tensor, classes: Tensor
 ) -> None:
-    """The mean of a network's map, and the bias, is its logit."""
+    """Check that the mean of a network's map, plus the bias, is its logit."""
     network = small(10, favourite=0)
     stages, logits, weight = look(network, images)
     maps = answer(stages[-1].detach(), weight, classes)
@@ -84,13 +84,13 @@ def compare_with_logit(
 
 
 def pick(values: Tensor, classes: Tensor) -> Tensor:
-    """Of each row (B, K) the value of its class (B,)."""
+    """Pick from each row (B, K) the value of its class (B,)."""
     return values.gather(1, classes[:, None])[:, 0]
 
 
 @Question
 def q2(gradient_weights: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
-    """Eq. 12, averaged over the places."""
+    """Check Eq. 12, averaged over the places."""
     network = Straight((1.0, -2.0, 0.5), stride=2)
     images, classes = drawn(2, 1, 6, 4, seed=2), torch.tensor([1, 2])
     wanted = network.weights(images, classes)
@@ -104,7 +104,7 @@ def compare_weights(
     classes: Tensor,
     wanted: Sequence[Tensor] | None = None,
 ) -> None:
-    """The weights of every stage from one pass, against the package's unless they are given."""
+    """Compare every stage's weights from one pass with the package's, unless they are given."""
     stages, logits, _ = look(network, images)
     for number, features in enumerate(stages):
         what = f"the weights at stage {number + 1} of {len(stages)}"
@@ -142,7 +142,7 @@ def compare_weights(
 def _gradient(
     network: nn.Module, images: Tensor, number: int, score: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Of a score of the logits, at a stage of a new pass."""
+    """Return the gradient of a score of the logits at a stage, from a new pass."""
     stages, logits, _ = look(network, images)
     return torch.autograd.grad(score(logits), stages[number])[0]
 
@@ -183,14 +183,14 @@ def _other_weights(
 
 @Question
 def q3(grad_cam: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """Eq. 14."""
+    """Check the map of Eq. 14."""
     compare_grad_cam(grad_cam, drawn(2, 3, 4, 5), drawn(2, 3, seed=1))
 
 
 def compare_grad_cam(
     answer: Callable[[Tensor, Tensor], Tensor], features: Tensor, alpha: Tensor
 ) -> None:
-    """Features (B, P, H, W) and their weights (B, P): the map, and its gradient."""
+    """Compare the map of features (B, P, H, W) and weights (B, P), and its gradient."""
     what = f"`grad_cam` of features of the shape {tuple(features.shape)}"
     shares = alpha[:, :, None, None] * features
     wanted = package.weighted_map(features, alpha)
@@ -224,14 +224,14 @@ def compare_grad_cam(
 
 @Question
 def q4(resize: Callable[[Tensor, tuple[int, int]], Tensor]) -> None:
-    """Maps of another size."""
+    """Check that maps are resized."""
     compare_resized(resize, drawn(2, 3, 4), (6, 9))
 
 
 def compare_resized(
     answer: Callable[[Tensor, tuple[int, int]], Tensor], maps: Tensor, size: tuple[int, int]
 ) -> None:
-    """Maps (B, h, w) bilinearly, to a size (H, W)."""
+    """Compare maps (B, h, w) that are resized bilinearly to a size (H, W)."""
     what = f"maps of the shape {tuple(maps.shape)} resized to {size}"
     try:
         got = answer(maps.clone(), size)
@@ -263,7 +263,7 @@ def compare_resized(
 
 @Question
 def q5(map_distance: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """Eq. 15, mean over images."""
+    """Check Eq. 15, averaged over images."""
     compare_distance(map_distance, drawn(2, 4, 5), drawn(2, 4, 5, seed=1))
     compare_distance(map_distance, drawn(2, 3, 4), drawn(2, 6, 5, seed=1))
 
@@ -271,7 +271,7 @@ def q5(map_distance: Callable[[Tensor, Tensor], Tensor]) -> None:
 def compare_distance(
     answer: Callable[[Tensor, Tensor], Tensor], student_map: Tensor, teacher_map: Tensor
 ) -> None:
-    """Student's maps (B, h, w), teacher's (B, H, W): the distance, and its gradient."""
+    """Compare the distance of maps (B, h, w) to a teacher's (B, H, W), and its gradient."""
     student_size, teacher_size = student_map.shape[1:], teacher_map.shape[1:]
     what = f"a student's map of {tuple(student_size)} and a teacher's of {tuple(teacher_size)}"
     s = student_map.clone().requires_grad_()
@@ -312,8 +312,8 @@ def compare_distance(
 
 @Question
 def q6(msarc_loss: Loss) -> None:
-    """Eq. 9."""
-    # of positive images the teacher names class 1, of negative ones class 0; the student never does
+    """Check the loss of Eq. 9."""
+    # the teacher names class 1 on positive images, class 0 on negative ones; the student other ones
     teacher, student = Straight((-1.0, 3.0, 2.0), stride=2), Straight((2.0, 0.5, -1.5), stride=3)
     images = drawn(2, 1, 8, 6, seed=4).abs() * torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)
     classes = torch.tensor([1, 0])
@@ -334,7 +334,7 @@ def compare_loss(
     alphas: Sequence[float],
     wanted: Tensor | None = None,
 ) -> None:
-    """Against the package's loss, unless its value is given."""
+    """Compare with the package's loss, unless its value is given."""
     what = f"`msarc_loss` with {len(alphas)} α"
     try:
         got = answer(student, teacher, images, list(alphas))
@@ -355,7 +355,7 @@ def compare_loss(
 def reference(
     student: nn.Module, teacher: nn.Module, images: Tensor, alphas: Sequence[float]
 ) -> Tensor:
-    """The package's loss with these α; the student's part of the graph comes with it."""
+    """Return the package's loss with these α, with its graph to the student's weights."""
     shape = (images.shape[1], images.shape[2], images.shape[3])
     layers = find_layers(student, shape), find_layers(teacher, shape)
     loss = MsarcLoss(*layers, MsarcConfig(alphas=tuple(alphas)))
@@ -399,7 +399,7 @@ def _other_losses(
 
 
 def balanced(student: nn.Module, teacher: nn.Module, images: Tensor, count: int) -> list[float]:
-    """Weights with which the last ``count`` stages contribute 1, 2, 3, ... to the loss."""
+    """Return weights with which the last ``count`` stages contribute 1, 2, 3, ... to the loss."""
     with torch.no_grad():
         classes = teacher(images).argmax(1)
         ours, theirs = (stage_maps(n, images, classes)[-count:] for n in (student, teacher))
@@ -408,7 +408,7 @@ def balanced(student: nn.Module, teacher: nn.Module, images: Tensor, count: int)
 
 
 def check_student_gradient(answer: Loss, images: Tensor) -> None:
-    """The gradient of all of the student's weights; both networks name the same class."""
+    """Compare the gradient of all of the student's weights; both networks name the same class."""
     student, teacher = small(10, favourite=1), small(16, favourite=1, seed=1)
     twin = copy.deepcopy(student)
     got: Any = answer(student, teacher, images, [1.0, 1.0, 1.0])
@@ -431,7 +431,7 @@ def _all_gradients(loss: Tensor, network: nn.Module) -> Tensor:
 
 
 def check_teacher_untouched(answer: Loss, images: Tensor) -> None:
-    """The value is right, and going back from it leaves nothing in the teacher's weights."""
+    """Check the value, and that going back from it leaves nothing in the teacher's weights."""
     student, teacher = small(10, favourite=1), small(16, favourite=1, seed=1)
     got: Any = answer(student, teacher, images, [1.0, 1.0, 1.0])
     expect(got, reference(student, teacher, images, [1.0] * 3), "`msarc_loss`", rtol=1e-3)

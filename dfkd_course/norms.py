@@ -1,4 +1,4 @@
-"""Questions 1 to 3 of assignment 5: spectral norms of a matrix and of a convolution."""
+"""Checks questions 1 to 3 of assignment 5: spectral norms of a matrix and of a convolution."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from .checking import Question, Wrong, drawn, expect, require
 
-#: A convolution with its (H, W), and a number of steps, to the norm that was found.
+#: Takes a convolution, the images' (H, W) and a number of steps; returns the norm that it finds.
 ConvNorm = Callable[[nn.Conv2d, tuple[int, int], int], float]
 
 
 def _seeded(answer: Callable[..., Any], *arguments: Any) -> Any:
-    """The answer, which may draw numbers: the same each time."""
+    """Call an answer, which may draw numbers, with the same seed each time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return answer(*arguments)
@@ -29,12 +29,12 @@ def _seeded(answer: Callable[..., Any], *arguments: Any) -> Any:
 
 @Question
 def q1(spectral_norm: Callable[[Tensor, int], float]) -> None:
-    """The spectral norm of a matrix by power iteration."""
+    """Check the spectral norm of a matrix by power iteration."""
     compare_matrix(spectral_norm, matrix_with(20, torch.linspace(3, 2, 12)))
 
 
 def matrix_with(rows: int, singular_values: Tensor, seed: int = 0) -> Tensor:
-    """A matrix of so many rows, no fewer than the singular values that it is to have."""
+    """Make a matrix with these singular values, and with no fewer rows than there are of them."""
     columns = len(singular_values)
     left, _ = torch.linalg.qr(drawn(rows, columns, seed=seed))
     right, _ = torch.linalg.qr(drawn(columns, columns, seed=seed + 1))
@@ -44,7 +44,7 @@ def matrix_with(rows: int, singular_values: Tensor, seed: int = 0) -> Tensor:
 def compare_matrix(
     answer: Callable[[Tensor, int], float], matrix: Tensor, iterations: int = 200
 ) -> None:
-    """Against the singular value decomposition; and one step must not be enough."""
+    """Compare a norm with the singular value decomposition; one step must not be enough."""
     exact = exact_norm(matrix)
     what = "the spectral norm of a {} x {} matrix".format(*matrix.shape)
     known: dict[str, Tensor | float] = {
@@ -65,7 +65,7 @@ def exact_norm(matrix: Tensor) -> float:
 def _expect_estimate(
     got: Any, exact: float, what: str, known: dict[str, Tensor | float], rtol: float
 ) -> None:
-    """:func:`expect`; and what it means that the answer of a power iteration is too small."""
+    """Call :func:`expect`; add what a wrong estimate says about the power iteration."""
     try:
         expect(got, exact, what, known, rtol=rtol)
     except Wrong as wrong:
@@ -82,7 +82,7 @@ def _expect_estimate(
 
 
 def _require_steps(after_one: Any, exact: float, what: str) -> None:
-    """One step leaves the estimate clearly below."""
+    """Require that one step leaves the estimate clearly below the exact norm."""
     require(
         float(after_one) < 0.98 * exact,
         f"{what}: with `iterations = 1` it is right already, and by power iteration it cannot be. "
@@ -96,7 +96,7 @@ def _require_steps(after_one: Any, exact: float, what: str) -> None:
 def drawn_conv(
     channels: tuple[int, int], kernel: Any, stride: Any = 1, padding: Any = 0, seed: int = 0
 ) -> nn.Conv2d:
-    """A convolution from so many channels to so many, with a bias that shows when it is used."""
+    """Draw a convolution from so many channels to so many; its bias shows when it is used."""
     conv = nn.Conv2d(*channels, kernel, stride, padding).requires_grad_(False)
     conv.weight.copy_(drawn(*conv.weight.shape, seed=seed))
     conv.bias.copy_(3 + drawn(channels[1], seed=seed + 1))  # type: ignore[union-attr]
@@ -104,9 +104,9 @@ def drawn_conv(
 
 
 def matrix_of(conv: nn.Conv2d, size: tuple[int, int]) -> Tensor:
-    """What a convolution is without its bias: the matrix from the input's numbers to the output's.
+    """Return a convolution without its bias as a matrix, from the input's numbers to the output's.
 
-    Built from the images of all unit vectors, in double precision.
+    It is built from the outputs for all unit vectors, in double precision.
     """
     width = conv.in_channels * math.prod(size)
     unit = torch.eye(width, dtype=torch.float64).view(width, conv.in_channels, *size)
@@ -115,12 +115,12 @@ def matrix_of(conv: nn.Conv2d, size: tuple[int, int]) -> Tensor:
 
 
 def output_shape(conv: nn.Conv2d, size: tuple[int, int]) -> tuple[int, ...]:
-    """(K, H', W') of what the convolution makes of images of ``size``."""
+    """Return the shape (K, H', W') that the convolution makes of images of ``size``."""
     return tuple(conv(torch.zeros(1, conv.in_channels, *size)).shape[1:])
 
 
 def transposed(conv: nn.Conv2d, y: Tensor, size: tuple[int, int]) -> Tensor:
-    """Question 2 done, for the question after it.
+    """Answer question 2, for the question after it: apply a convolution's transpose to ``y``.
 
     Raises:
         Wrong: ``y`` is not of the shape that the convolution makes of images of ``size``.
@@ -139,7 +139,7 @@ def transposed(conv: nn.Conv2d, y: Tensor, size: tuple[int, int]) -> Tensor:
 
 @Question
 def q2(transposed: Callable[[nn.Conv2d, Tensor, tuple[int, int]], Tensor]) -> None:
-    """The transpose of a convolution."""
+    """Check the transpose of a convolution."""
     compare_transposed(transposed, drawn_conv((2, 3), 3, padding=1), (4, 5))
     compare_transposed(transposed, drawn_conv((2, 3), 3, stride=2, padding=1), (6, 5))
 
@@ -149,7 +149,7 @@ def compare_transposed(
     conv: nn.Conv2d,
     size: tuple[int, int],
 ) -> None:
-    """Against the transpose of the convolution's matrix."""
+    """Compare an answer with the transpose of the convolution's matrix."""
     y = drawn(2, *output_shape(conv, size), seed=5)
     wanted = (y.double().flatten(1) @ matrix_of(conv, size)).view(2, conv.in_channels, *size)
     what = (
@@ -180,7 +180,7 @@ def compare_transposed(
 
 @Question
 def q3(conv_norm: ConvNorm) -> None:
-    """The spectral norm of a convolution."""
+    """Check the spectral norm of a convolution."""
     compare_conv_norm(conv_norm, drawn_conv((2, 3), 3, padding=1), (6, 5))
     compare_conv_norm(conv_norm, drawn_conv((2, 3), 3, stride=2, padding=1), (6, 5))
 
@@ -188,7 +188,7 @@ def q3(conv_norm: ConvNorm) -> None:
 def compare_conv_norm(
     answer: ConvNorm, conv: nn.Conv2d, size: tuple[int, int], iterations: int = 200
 ) -> None:
-    """Against the singular values of the matrix that the convolution is for this size."""
+    """Compare a norm with the one of the convolution's matrix for images of this size."""
     matrix = matrix_of(conv, size)
     exact = exact_norm(matrix)
     what = f"the norm of a convolution with stride {conv.stride} and padding {conv.padding}"
@@ -216,7 +216,7 @@ def _changed(conv: nn.Conv2d, **settings: tuple[int, int]) -> nn.Conv2d:
 
 
 def _with_bias(conv: nn.Conv2d, size: tuple[int, int], iterations: int) -> float:
-    """A power iteration in which the bias was not left out."""
+    """Run a power iteration in which the bias is not left out."""
     x = drawn(1, conv.in_channels, *size, seed=0)
     for _ in range(iterations):
         y = conv(x / x.norm())
@@ -225,7 +225,7 @@ def _with_bias(conv: nn.Conv2d, size: tuple[int, int], iterations: int) -> float
 
 
 def compare_large(answer: ConvNorm, size: tuple[int, int], iterations: int = 300) -> None:
-    """Too large for a matrix. The kernel is a matrix of channels times a 3 x 3 box of ones.
+    """Compare a norm without a matrix. The kernel is a channel matrix times a 3 x 3 box of ones.
 
     A box of ones on a row of n zero-padded pixels is a matrix with ones on three diagonals, whose
     norm is 1 + 2 cos(π / (n + 1)); norms of such (Kronecker) products multiply.

@@ -1,4 +1,4 @@
-"""Checks of assignment 6: distil a teacher that you have never seen, with a fixed budget."""
+"""Checks assignment 6: distil a teacher that you have never seen, with a fixed budget."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from dfkd_lite.storage.weights import load_network
 
 from .checking import Question, Wrong, measured, require
 
-IMAGES = 24_000  # that may be sent through the teacher in all, to make images and to learn from
-PARAMETERS = 80_000  # of the student, at most: WRN-10-1 has fewer
+IMAGES = 24_000  # the teacher may be sent so many in all, to make images and to learn from
+PARAMETERS = 80_000  # the student may have so many at most; WRN-10-1 has fewer
 TEACHER = "teacher.safetensors"
 
 Distil = Callable[[nn.Module, NetworkSpec, int], nn.Module]
@@ -28,7 +28,7 @@ Distil = Callable[[nn.Module, NetworkSpec, int], nn.Module]
 class Meter:
     """Counts the images that a network is sent, and refuses more than the budget.
 
-    A copy of the network shares it.
+    A copy of the network shares the meter.
     """
 
     def __init__(self, budget: int = IMAGES) -> None:
@@ -47,30 +47,31 @@ class Meter:
 
 
 def metered(path: str | Path = TEACHER) -> tuple[nn.Module, NetworkSpec, Meter]:
-    """The teacher of the project with a meter on it."""
+    """Load the teacher of the project, with a meter on it."""
     teacher, spec = load_network(path)
     meter = Meter()
     teacher.register_forward_pre_hook(meter)
     return teacher, spec, meter
 
 
-#: What functions have made, by function and seed; None where one was called and never came back.
+#: Students by function and seed; None where the function was called and gave no valid student.
 _students: dict[tuple[Distil, int], tuple[nn.Module, NetworkSpec] | None] = {}
 WITHHELD = Path("withheld.npz")  # images (N, H, W, C), uint8, and labels; only a grader has it
 
 
 def distilled(distil: Distil, seed: int) -> tuple[nn.Module, NetworkSpec]:
-    """What a function makes of the teacher, within the budget; made once.
+    """Return the student that a function distils within the budget, and its spec; made once.
 
     Raises:
-        Wrong: no network, one that is too large, or not of the teacher's answers.
+        Wrong: the student is no network, is too large, or does not return logits by itself.
+        InputError: the function has sent the teacher more images than the budget.
     """
     key = distil, seed
     if key not in _students:
         _students[key] = None
         teacher, spec, meter = metered()
         student = _without_the_answers(distil, teacher, spec, seed)
-        meter.budget = meter.seen  # from now on the student answers by itself
+        meter.budget = meter.seen  # from now on the teacher refuses to answer
         require(isinstance(student, nn.Module), "`distil` has to return the student, a network.")
         size = count_parameters(student)
         require(
@@ -87,7 +88,7 @@ def distilled(distil: Distil, seed: int) -> tuple[nn.Module, NetworkSpec]:
 
 
 def _require_answers(student: nn.Module, spec: NetworkSpec) -> None:
-    """Logits for a batch of images, with no teacher to ask."""
+    """Refuse a student that asks the teacher, or returns no logits for a batch of images."""
     images = torch.zeros(2, spec.channels, spec.size, spec.size)
     try:
         with evaluating(student), torch.no_grad():
@@ -103,7 +104,7 @@ def _require_answers(student: nn.Module, spec: NetworkSpec) -> None:
 def _without_the_answers(
     distil: Distil, teacher: nn.Module, spec: NetworkSpec, seed: int
 ) -> nn.Module:
-    """The withheld images are not on the disk while a student's code runs."""
+    """Run a student's code while the withheld images are not on the disk."""
     answers = WITHHELD.read_bytes() if WITHHELD.exists() else None
     WITHHELD.unlink(missing_ok=True)
     try:
@@ -114,7 +115,7 @@ def _without_the_answers(
 
 
 def withheld_accuracy(distil: Distil) -> float:
-    """Accuracy in [0, 1] of its student on the withheld images."""
+    """Measure the accuracy in [0, 1] of a function's student on the withheld images."""
     student, spec = distilled(distil, seed=1)
     with np.load(WITHHELD, allow_pickle=False) as archive:
         images, labels = archive["images"], archive["labels"]
@@ -128,20 +129,20 @@ def withheld_accuracy(distil: Distil) -> float:
 
 @Question
 def q1(distil: Distil) -> None:
-    """A student within the budget: this takes as long as your method does."""
-    _students.pop((distil, 0), None)  # what is there now, helpers of its own included
+    """Check that a student keeps to the budget: this takes as long as your method does."""
+    _students.pop((distil, 0), None)  # distil anew: helpers of the function may have changed
     distilled(distil, seed=0)
 
 
 @Question
 def q2(answer: Callable[[list[float], list[float]], str]) -> None:
-    """What may be said of two variants, run with the same seeds."""
+    """Check what is said of two variants that were run with the same seeds."""
     compare_verdict(answer, [90.0, 91.0, 92.0, 91.5, 90.5], [85.0, 86.5, 86.0, 86.0, 85.5])
     compare_verdict(answer, [90.0, 91.0, 92.0, 91.5, 90.5], [91.0, 89.0, 92.5, 90.0, 91.0])
 
 
 def verdict(ours: list[float], others: list[float]) -> str:
-    """Question 2 done, for the questions after it."""
+    """Return ``better``, ``worse`` or ``open``: the answer to question 2."""
     gaps = Gaps(tuple(float(a - b) for a, b in zip(ours, others, strict=True)))
     return "open" if not gaps.clear else "better" if np.mean(gaps.values) > 0 else "worse"
 
@@ -149,7 +150,7 @@ def verdict(ours: list[float], others: list[float]) -> str:
 def compare_verdict(
     answer: Callable[[list[float], list[float]], str], ours: list[float], others: list[float]
 ) -> None:
-    """``better``, ``worse`` or ``open``, by both intervals of the paired differences."""
+    """Compare an answer with the verdict by both intervals of the paired differences."""
     wanted = verdict(ours, others)
     got = answer(list(ours), list(others))
     if got != wanted:
@@ -162,12 +163,12 @@ def compare_verdict(
 
 @Question
 def q3(ablation: dict[str, list[float]]) -> None:
-    """At least two variants, each with the same three or more seeds."""
+    """Check an ablation: at least two variants, each with the same three or more seeds."""
     check_ablation(ablation)
 
 
 def check_ablation(ablation: dict[str, list[float]]) -> None:
-    """Lists of accuracies in percent by the name of the variant.
+    """Check lists of accuracies in percent, by the name of the variant.
 
     Raises:
         Wrong: fewer than two variants or three seeds, lists of unequal length, no accuracies, or

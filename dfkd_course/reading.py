@@ -14,26 +14,26 @@ from dfkd_lite.errors import InputError
 
 @dataclass(frozen=True)
 class Assignment:
-    """What grades one assignment: tests by question, and the questions that a person reads."""
+    """Holds what grades one assignment: tests by question, and questions that a person reads."""
 
     name: str
     tests: dict[str, str]
     by_hand: dict[str, float]  # points of the questions whose answers are read by a person
-    files: dict[str, bytes]  # that lie beside a student's notebook
-    withheld: dict[str, bytes]  # that only the tests get
-    limits: dict[str, float]  # its own, where the defaults do not fit
+    files: dict[str, bytes]  # contents of the files beside a student's notebook
+    withheld: dict[str, bytes]  # contents of the files that only the tests get
+    limits: dict[str, float]  # limits that replace the grader's defaults
 
     @property
     def key(self) -> str:
-        """Changes where a test does."""
+        """Return a hash that changes when a test does, or anything else here."""
         return hashlib.sha256(repr(self).encode()).hexdigest()
 
 
 def read_assignment(path: Path) -> Assignment:
-    """An ``autograder.zip`` that ``make course`` wrote.
+    """Read an ``autograder.zip`` that ``make course`` wrote.
 
     Raises:
-        InputError: no such file, or not such a file.
+        InputError: there is no such file, or it is no autograder of this course.
     """
     if not path.is_file():
         raise InputError(f"There is no file {path}. `make course` makes the autograders.")
@@ -51,10 +51,10 @@ def read_assignment(path: Path) -> Assignment:
 
 
 def find_submissions(folder: Path) -> dict[str, Path]:
-    """All notebooks below a folder, by a name: their path in it, without the ending.
+    """Find all notebooks below a folder; each name is the path in it, without the ending.
 
     Raises:
-        InputError: no such folder, or no notebook in it.
+        InputError: there is no such folder, or no notebook in it.
     """
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}.")
@@ -65,14 +65,14 @@ def find_submissions(folder: Path) -> dict[str, Path]:
 
 
 class Unreadable(Exception):
-    """A submission that is no notebook of Python; the message says what it is."""
+    """Raised for a submission that is no Python notebook; the message says what it is."""
 
 
 def read_cells(path: Path) -> list[tuple[int, str]]:
-    """The code cells of a submission, numbered from 1 over all its cells.
+    """Read the code cells of a submission, numbered from 1 over all its cells.
 
     Raises:
-        Unreadable: not a notebook, or not of Python.
+        Unreadable: the file is no notebook, or not one of Python.
     """
     try:
         notebook = json.loads(path.read_text(encoding="utf-8"))

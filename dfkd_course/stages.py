@@ -1,4 +1,4 @@
-"""What the questions of assignment 4 look at: maps of the stages, and networks with known maps."""
+"""Holds what questions of assignment 4 look at: maps of stages, and networks with known maps."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dfkd_lite.networks import WideResNet, capture, evaluating, find_layers
 
 
 def look(network: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-    """One pass: the features of each stage (B, P, H, W), logits (B, K), last weights (K, P).
+    """Run a network; return each stage's features (B, P, H, W), logits (B, K), weights (K, P).
 
-    Early to late, with the graph that leads from the features to the logits.
+    The features come early to late, with the graph to the logits; the last layer has the weights.
     """
     layers = find_layers(network, (images.shape[1], images.shape[2], images.shape[3]))
     with evaluating(network), torch.enable_grad(), capture(network, layers.stages) as features:
@@ -24,10 +24,10 @@ def look(network: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor, Tens
 
 
 def stage_maps(network: nn.Module, images: Tensor, classes: Tensor) -> list[Tensor]:
-    """Questions 1 to 3 done: a map (B, H, W) of the classes (B,) for each stage, early to late.
+    """Return a map (B, H, W) of the classes (B,) for each stage, early to late (questions 1 to 3).
 
-    Eq. 10 at the last stage, Grad-CAM before it. The weights are constants, the features carry
-    gradient; inside ``torch.no_grad()`` nothing does.
+    The last stage's map is Eq. 10, the earlier ones are Grad-CAM. The weights are constants, the
+    features carry gradient; inside ``torch.no_grad()`` nothing does.
     """
     layers = find_layers(network, (images.shape[1], images.shape[2], images.shape[3]))
     with evaluating(network), torch.enable_grad(), capture(network, layers.stages) as features:
@@ -37,10 +37,10 @@ def stage_maps(network: nn.Module, images: Tensor, classes: Tensor) -> list[Tens
 
 
 class Straight(nn.Module):
-    """Images (B, 1, H, W) to logits without a bend, so that all its maps can be worked out.
+    """Turns images (B, 1, H, W) into logits by a linear map, so that all its maps have formulas.
 
     The logit of class c is ``gains[c]`` times the mean of the pixels that the second stage keeps:
-    one in ``stride`` each way. Its two channels do the same, the second twice as strongly.
+    one in ``stride`` each way. Both channels hold the pixels, the second one doubled.
     """
 
     SHARES = (0.5, 0.25)
@@ -60,7 +60,7 @@ class Straight(nn.Module):
         return self.fc(self.stage2(self.stage1(x)).mean((2, 3)))
 
     def weights(self, images: Tensor, classes: Tensor) -> list[Tensor]:
-        """Grad-CAM's weights (B, 2) at both stages: a logit is a mean over the kept places."""
+        """Return Grad-CAM's weights (B, 2) at both stages: a logit is a mean over kept places."""
         per_class = self.gains[classes][:, None] * torch.tensor(self.SHARES)
         plane = images[0, 0]
         return [
@@ -69,7 +69,7 @@ class Straight(nn.Module):
         ]
 
     def maps(self, images: Tensor, classes: Tensor) -> list[Tensor]:
-        """Grad-CAM (with its ReLU) at the first stage, Eq. 10 at the last."""
+        """Return Grad-CAM (with its ReLU) at the first stage, Eq. 10 at the last."""
         gain, plane = self.gains[classes][:, None, None], images[:, 0]
         return [
             (gain * plane / plane[0].numel()).relu(),
@@ -78,9 +78,9 @@ class Straight(nn.Module):
 
 
 def small(depth: int, favourite: int, classes: int = 4, seed: int = 0) -> WideResNet:
-    """An untrained WRN-``depth``-1 for grey images that names one class, whatever it sees.
+    """Make an untrained WRN-``depth``-1 for grey images that names one class, whatever it sees.
 
-    It is the bias of the last layer that decides; maps know nothing of it.
+    The bias of the last layer decides the class; maps do not depend on it.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,9 +1,9 @@
-"""Runs submissions behind the fence, then their tests: the process that :mod:`grade` starts.
+"""Runs submissions behind the fence, then their tests, in the process that :mod:`grade` starts.
 
-Importing takes longer than most submissions do, so the process imports once and then forks for each
-job. A job is a line of JSON. Its process says who it is, runs the cells, says ``ready``, and only
-then gets the tests as a second line, so that no cell can read them. Each answer is a line of JSON
-that begins with the job's token; whatever the submission prints goes nowhere.
+The process imports once and then forks for each job, since importing takes longer than most
+submissions do. A job is a line of JSON. Its process says its id, runs the cells, says ``ready``,
+and only then gets the tests as a second line, so that no cell can read them. Each answer is a line
+of JSON that begins with the job's token; whatever the submission prints is dropped.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from . import checking
 from .fence import limit, raise_fence
 
 PACKAGE = Path(dfkd_lite.__file__).parent
-FORKS = sys.platform == "linux"  # libraries of other systems may not survive it: one job a process
-THREADS = 64  # more than these left by a cell: it has gone wild
-#: Imported before the fence stands: they look at the machine as they load.
+FORKS = sys.platform == "linux"  # elsewhere libraries may not survive a fork: one job a process
+THREADS = 64  # a cell that leaves more of them ends the process
+#: Modules imported before the fence is raised, because they look at the machine as they load.
 EARLY = (
     "torch", "torch.testing", "torchvision", "numpy", "scipy.stats", "sklearn.datasets",
     "matplotlib.pyplot", "plotly.graph_objects", "ipywidgets", "tqdm.auto", "dfkd_lite.cli.main",
@@ -40,13 +40,13 @@ EARLY = (
 )  # fmt: skip
 #: Modules that tests rely on.
 OURS = ("dfkd_lite", "dfkd_lab", "dfkd_course", "otter.test_files")
-#: From these the assignments' checks import.
+#: Modules from which the assignments' checks import.
 SHARED = ("checking", "norms", "stages")
 TOPICS = sorted(
     {path.stem for path in Path(__file__).parent.glob("*.py")}
     - {*SHARED, "__init__", "fence", "grade", "reading", "worker"}
 )
-#: Modules of checks: in this order they are loaded anew, so that none takes from an old one.
+#: Modules of checks, in the order of reloading: each comes after those that it imports from.
 CHECKS = tuple(f"{__package__}.{name}" for name in (*SHARED, *TOPICS))
 
 
@@ -55,7 +55,7 @@ class OutOfTime(BaseException):
 
 
 class Silence(io.TextIOBase):
-    """Where a submission's output goes: a loop that prints for ever fills no memory."""
+    """Drops a submission's output, so that a loop that prints for ever fills no memory."""
 
     def write(self, text: str) -> int:
         return len(text)
@@ -63,13 +63,13 @@ class Silence(io.TextIOBase):
 
 @contextmanager
 def deadline(seconds: float) -> Any:
-    """At most so long for what is inside."""
+    """Raise :class:`OutOfTime` inside the ``with`` block after so many seconds."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
         raise OutOfTime
 
     signal.signal(signal.SIGALRM, stop)
-    # again and again: a first one may be swallowed by a bare `except` in a loop
+    # the signal is repeated: a bare `except` in a loop may swallow the first one
     signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
     try:
         yield
@@ -78,7 +78,7 @@ def deadline(seconds: float) -> Any:
 
 
 def main() -> None:
-    """Import everything once; for each job fork a process, and say how it ended."""
+    """Import everything once; fork a process for each job (on Linux), and say how it ended."""
     answers, questions = os.fdopen(os.dup(1), "w"), os.fdopen(os.dup(0))
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
@@ -93,25 +93,25 @@ def main() -> None:
                 _work(job, questions, answers)
                 code = 0
             finally:
-                os._exit(code)  # whatever threads are left
+                os._exit(code)  # even if threads are left
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         # the process may have died in the middle of a line
         print("\n" + json.dumps({"token": job["token"], "ended": code}), file=answers, flush=True)
 
 
 def jobs_in(questions: TextIO) -> Iterator[dict[str, Any]]:
-    """Wait for jobs, without what is left of the tests of a submission that died."""
+    """Yield the jobs as they come; skip tests that a submission which died has not read."""
     for line in iter(questions.readline, ""):
         try:
             job = json.loads(line)
-        except ValueError:  # it has read a part of them
+        except ValueError:  # the dead process had read a part of the tests
             continue
         if "cells" in job:
             yield job
 
 
 def _work(job: dict[str, Any], questions: TextIO, answers: TextIO) -> None:
-    """One submission and its tests."""
+    """Run one submission and its tests."""
 
     def say(**answer: Any) -> None:
         print(json.dumps({"token": job["token"], **answer}), file=answers, flush=True)
@@ -139,16 +139,16 @@ def _work(job: dict[str, Any], questions: TextIO, answers: TextIO) -> None:
 
 
 def _move(folder: str) -> None:
-    """Into the submission's own folder, with all that is kept by its user."""
+    """Enter the submission's own folder, and make it the home and the place of temporary files."""
     os.chdir(folder)
     os.environ.update(dict.fromkeys(("HOME", "TMPDIR", "IPYTHONDIR"), folder))
-    tempfile.tempdir = None  # asked for anew
+    tempfile.tempdir = None  # Python looks for the folder again
 
 
 def _shell() -> Any:
-    """IPython, for what it makes of `%magics` and `!commands`; the cells run without it.
+    """Make an IPython shell, which turns `%magics` and `!commands` of the cells into Python.
 
-    (It would keep what they print, and their tracebacks.)
+    The cells run outside of it, because it would keep what they print, and their tracebacks.
     """
     from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
@@ -159,7 +159,7 @@ def _shell() -> Any:
 
 
 def _readable() -> list[Path]:
-    """What Python itself and the package read; not the assignments, nor other submissions."""
+    """List what Python and the package read, but no assignments and no other submissions."""
     ours = [PACKAGE, PACKAGE.parent / "dfkd_lab", PACKAGE.parent / "data", Path(__file__).parent]
     paths = [Path(sys.prefix), Path(sys.base_prefix), *ours]
     about = (m for p in sys.path for m in Path(p).glob("*.*-info"))  # what importlib.metadata reads
@@ -167,7 +167,7 @@ def _readable() -> list[Path]:
 
 
 def _run_cell(shell: Any, number: int, source: str, seconds: float) -> BaseException | None:
-    """What a cell raises, or None."""
+    """Run a cell; return what it raises, or None."""
     try:
         with deadline(seconds):
             code = compile(shell.transform_cell(source), f"<cell {number}>", "exec")
@@ -178,13 +178,13 @@ def _run_cell(shell: Any, number: int, source: str, seconds: float) -> BaseExcep
 
 
 def _spoilt(error: BaseException) -> bool:
-    """Whether the process is of no use any more: its memory is full, or threads are left in it."""
+    """Return whether the process cannot go on: its memory is full, or many threads are left."""
     full = isinstance(error, MemoryError) or "allocate memory" in str(error)
     return full or threading.active_count() > THREADS
 
 
 def _line(error: BaseException, seconds: float) -> str:
-    """An error as a report shows it."""
+    """Return an error as a report shows it."""
     if isinstance(error, OutOfTime):
         return f"took longer than {seconds:g} s"
     text = " ".join(str(error).split())
@@ -192,17 +192,17 @@ def _line(error: BaseException, seconds: float) -> str:
 
 
 def _state() -> dict[str, dict[str, Any]]:
-    """The names of the modules that tests rely on."""
+    """Copy the names, with their values, of the modules that tests rely on."""
     found = {n: m for n, m in sys.modules.items() if n.startswith(OURS)}
     found |= {n: sys.modules[n] for n in ("torch", "torch.nn.functional", "torch.testing", "numpy")}
     return {name: dict(vars(module)) for name, module in found.items()}
 
 
 def _restore(state: dict[str, dict[str, Any]]) -> None:
-    """Put back what a submission may have replaced, so that its tests are the tests."""
+    """Put back what a submission may have replaced, so that the tests are the real ones."""
     for name, names in state.items():
         vars(sys.modules[name]).update(names)
-    for name in CHECKS:  # their objects hold things that may have changed
+    for name in CHECKS:  # objects inside of them may have changed too
         importlib.reload(sys.modules[name])
 
 
@@ -217,7 +217,7 @@ def _run_tests(
 
 
 def _outcome(case: Any, answers: dict[str, Any], seconds: float) -> str | None:
-    """None where a test passes, else why not. Of a hidden test only what it says itself."""
+    """Run a test; return None if it passes, else why not: of a hidden one its hint and error."""
     wanted = [n for n in inspect.signature(case.body.test_func).parameters if n != "env"]
     missing = [name for name in wanted if answers.get(name) in (None, ...)]
     if missing:

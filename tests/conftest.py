@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, fixed seeds, Chromium, marks, and the order of the files."""
+"""Holds what all tests share: one thread, fixed seeds, Chromium, marks, the order of the files."""
 
 import os
 import random
@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; sums stay reproducible
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: sums stay reproducible
 
 import pytest
 from chromium import find_chromium
@@ -21,7 +21,7 @@ NO_BROWSER = "no Chromium for the browser tests (install it, or name it in CHROM
 NO_TIME = "no time left (make test runs all)"
 GRACE = 10  # seconds
 IN_CI = os.environ.get("CI") == "true"
-# Files that take longest are begun first, so that no worker is left alone with one at the end.
+# Files that take longest. They begin first, so that no worker is left alone with one at the end.
 LONGEST = (
     "test_workflow", "test_course", "test_chapters", "test_course_grader", "test_browser",
     "test_parallel", "test_book_build", "test_runner",
@@ -29,7 +29,7 @@ LONGEST = (
 
 
 def missing(what: str) -> None:
-    """Skip the test for want of something on this machine; in CI that is an error."""
+    """Skip a test that misses something on this machine; with CI=true fail it."""
     if IN_CI:
         pytest.fail(f"{what}; with CI=true that is an error")
     pytest.skip(what)
@@ -37,7 +37,7 @@ def missing(what: str) -> None:
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """Path of the Chromium executable; without one the test is skipped, or fails in CI."""
+    """Return the path of the Chromium executable; without one skip the test, or fail it in CI."""
     path = find_chromium()
     if path is None:
         missing(NO_BROWSER)
@@ -46,7 +46,7 @@ def chromium() -> str:
 
 @pytest.fixture(autouse=True)
 def fixed_seeds():
-    """Every test starts from the same random state, whatever ran before it."""
+    """Start every test from the same random state, whatever ran before it."""
     random.seed(0)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(0)
@@ -57,7 +57,7 @@ def fixed_seeds():
 
 @pytest.fixture(scope="session")
 def workers():
-    """The grader's processes, which take ten seconds to start: shared by all that grade."""
+    """Yield the grader's processes, shared by all tests that grade: starting takes ten seconds."""
     from dfkd_course.grade import Workers
 
     with Workers() as kept:
@@ -70,7 +70,7 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(config, items):
-    """Tests of a file stay together on one worker, unless they say otherwise themselves."""
+    """Keep the tests of a file on one worker, unless they name a group themselves."""
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
@@ -93,7 +93,7 @@ def pytest_runtest_call(item):
 
 @contextmanager
 def deadline(until: float | None):
-    """Skip what is not begun at a moment, and what has not ended GRACE seconds after it."""
+    """Skip a test that is not begun at a moment, or has not ended GRACE seconds after it."""
     if until is not None and time.time() > until:
         pytest.skip(NO_TIME)
     if until is None or not hasattr(signal, "setitimer"):  # Windows has none

@@ -1,4 +1,4 @@
-"""The Chromium that prints the book and tests its pages."""
+"""Finds the Chromium that prints the book and tests its pages."""
 
 import os
 import shutil
@@ -30,6 +30,6 @@ SETTLED = """async () => {
 
 
 def find_chromium() -> str | None:
-    """The Chromium to use: the one named in CHROMIUM, else the first that is installed."""
+    """Find the Chromium to use: the one named in CHROMIUM, else the first that is installed."""
     named = os.environ.get("CHROMIUM")
     return shutil.which(named) if named else next(filter(None, map(shutil.which, BROWSERS)), None)

@@ -1,7 +1,7 @@
-"""Stamp the cell that installs the package on Colab into every notebook: called by `make format`.
+"""Writes the cell that installs the package on Colab into every notebook; `make format` calls it.
 
-Its text follows `repository` in _config.yml, as the "Open in Colab" links do. A notebook that
-reads a network which does not come with the package installs the others as well (data/).
+Its text follows `repository` in _config.yml, as the "Open in Colab" links do. In a notebook that
+reads a network which does not come with the package, it installs the others as well (data/).
 """
 
 import json
@@ -26,7 +26,7 @@ NETWORKS = """\
 
 
 def reads_networks(notebook: dict) -> bool:
-    """Whether it declares a file that is in the distribution of data/pyproject.toml."""
+    """Return whether a notebook declares a file of the distribution of data/pyproject.toml."""
     project = tomllib.loads((ROOT / "data" / "pyproject.toml").read_text(encoding="utf-8"))
     (patterns,) = project["tool"]["setuptools"]["package-data"].values()
     read = [p.relative_to(ROOT / "data") for p in data_files(ROOT, declared(notebook))]
@@ -34,7 +34,7 @@ def reads_networks(notebook: dict) -> bool:
 
 
 def install_cell(config: dict, networks: bool = False) -> dict:
-    """The code cell, for the repository and branch of a configuration; with the larger networks?"""
+    """Return the code cell for a configuration's repository; ``networks`` adds the larger ones."""
     repository = config["repository"]
     text = CELL + (NETWORKS if networks else "")
     source = text.format(url=repository["url"], branch=repository["branch"]).strip()
@@ -49,7 +49,7 @@ def install_cell(config: dict, networks: bool = False) -> dict:
 
 
 def stamped(notebook: dict, cell: dict) -> dict:
-    """The notebook with `cell` as its first code cell, right after the title."""
+    """Return the notebook with `cell` as its first code cell, right after the title."""
     others = [c for c in notebook["cells"] if TAG not in c["metadata"].get("tags", [])]
     return {**notebook, "cells": [others[0], cell, *others[1:]]}
 

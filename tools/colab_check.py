@@ -1,8 +1,8 @@
-"""`make colab`: every notebook in a clean environment of Colab's own package versions.
+"""Executes every notebook in a clean environment of Colab's package versions (`make colab`).
 
-Installs the pins of tests/colab-pins.txt, then this package as the notebooks' first cells would;
-fails where that changes a version that was there, or where a notebook fails. Slow and large (torch
-again): for before a release, not for every change.
+It installs the pins of tests/colab-pins.txt, then this package as the notebooks' first cells would.
+It fails where that changes a version that was there, or where a notebook fails. It is slow and
+large (torch again): run it before a release, not for every change.
 """
 
 import json
@@ -47,7 +47,7 @@ def versions() -> dict[str, str]:
 
 
 def changed(before: dict[str, str], after: dict[str, str]) -> dict[str, tuple[str, str | None]]:
-    """Packages that were there and are not as they were: name -> (version before, after)."""
+    """Return packages that were there and have changed: name -> (version before, after)."""
     return {n: (v, after.get(n)) for n, v in before.items() if after.get(n) != v}
 
 
@@ -73,7 +73,7 @@ def make_environment() -> None:
 
 
 def execute(notebook: Path, out: Path, *beside: Path) -> bool:
-    """In a folder of its own, with nothing in it but what lies beside the notebook."""
+    """Execute a notebook in a folder of its own, in which only what belongs beside it lies."""
     folder = out / notebook.stem
     folder.mkdir(parents=True, exist_ok=True)
     for path in beside:
@@ -89,7 +89,7 @@ def execute(notebook: Path, out: Path, *beside: Path) -> bool:
 
 
 def assignment_works(master: Path, out: Path) -> bool:
-    """Its solution runs, and every check in it says that the answer is right."""
+    """Return whether an assignment's solution runs, and every check says that it is right."""
     install = colab.install_cell(yaml.safe_load((ROOT / "_config.yml").read_text("utf-8")))
     made = course.make(master, out / "course", install)
     beside = [path for path in made.student.parent.iterdir() if path.suffix != ".ipynb"]

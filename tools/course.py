@@ -1,8 +1,8 @@
-"""`make course`: of each assignment what students get, its solution, and what grades it.
+"""Makes of each assignment what students get, its solution, and what grades it (`make course`).
 
 The masters in book/assignments/ are in the format of Otter Assign, which takes solutions and hidden
-tests out. What it leaves of itself in the notebooks is taken out here: on Colab, Otter would
-replace packages, and the students' checks come from dfkd_lite.
+tests out. This program then takes out of the notebooks what Otter leaves of itself: on Colab,
+Otter would replace packages, and the students' checks come from dfkd_course.
 """
 
 import io
@@ -22,16 +22,16 @@ from withheld import withheld_seed, write_archive
 
 ROOT = Path(__file__).resolve().parents[1]
 MASTERS = ROOT / "book" / "assignments"
-LONG_AGO = (1980, 1, 1, 0, 0, 0)  # of every file in a zip: the same master, the same bytes
+LONG_AGO = (1980, 1, 1, 0, 0, 0)  # date of all files in a zip: the same master gives the same bytes
 
 
 class CourseError(Exception):
-    """A master that cannot be made into an assignment; the message says why."""
+    """Raised for a master that cannot be made into an assignment; the message says why."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """Where the parts of one assignment lie."""
+    """Holds where the parts of one assignment lie."""
 
     student: Path
     solution: Path
@@ -55,7 +55,7 @@ def place(name: str, out: Path) -> Made:
 
 
 def make(master: Path, out: Path, install: dict) -> Made:
-    """One assignment, into the folder of its name below `out`."""
+    """Make one assignment, in the folder of its name below `out`."""
     made = place(master.stem, out)
     with tempfile.TemporaryDirectory() as folder:
         dist, copy = Path(folder, "dist"), Path(folder, master.name)
@@ -85,8 +85,8 @@ def make(master: Path, out: Path, install: dict) -> Made:
 
 
 def assign(master: Path, dist: Path) -> None:
-    """Otter Assign without its tests of the solution, which the grader does better."""
-    from otter.assign import main as otter_assign  # seconds, and many packages
+    """Run Otter Assign without its tests of the solution, which the grader does better."""
+    from otter.assign import main as otter_assign  # takes seconds, and imports many packages
 
     try:
         otter_assign(str(master), str(dist), no_run_tests=True)
@@ -95,7 +95,7 @@ def assign(master: Path, dist: Path) -> None:
 
 
 def cleaned(path: Path, install: dict, solution: bool) -> bytes:
-    """The notebook without Otter's own cells, and with the cell that installs on Colab."""
+    """Return a notebook without Otter's own cells, and with the cell that installs on Colab."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     notebook["metadata"].pop("otter", None)
     notebook["metadata"].pop("course", None)
@@ -113,7 +113,7 @@ def cleaned(path: Path, install: dict, solution: bool) -> bytes:
         found = [tags.get(tag, tag) for tag in cell["metadata"].get("tags", [])]
         metadata = {"tags": found} if found else {}
         lines = source.splitlines(keepends=True)
-        name = f"cell-{len(kept)}"  # Otter draws names by lot
+        name = f"cell-{len(kept)}"  # Otter's own names are random
         new = {**cell, "id": name, "source": lines, "metadata": metadata}
         if cell["cell_type"] == "code":
             new |= {"outputs": [], "execution_count": None}
@@ -123,14 +123,14 @@ def cleaned(path: Path, install: dict, solution: bool) -> bytes:
 
 
 def without_marks(source: str) -> str:
-    """A solution's code without the marks that told Otter what to take out."""
+    """Return a solution's code without the marks that told Otter what to take out."""
     source = re.sub(r"(?ms)^[ \t]*(\"\"\"|''') # BEGIN PROMPT.*?# END PROMPT\n?", "", source)
     source = re.sub(r"(?m)^[ \t]*# (BEGIN|END) SOLUTION( NO PROMPT)?[ \t]*\n?", "", source)
     return re.sub(r"(?m)[ \t]*# SOLUTION( NO PROMPT)?[ \t]*$", "", source).rstrip("\n")
 
 
 def autograder(archive: Path, master: Path, hidden: list[str]) -> bytes:
-    """Otter's zip, which Gradescope takes as it is, and what our own grader wants to know."""
+    """Return Otter's zip, which Gradescope takes as it is, with what our grader wants to know."""
     with zipfile.ZipFile(archive) as found:
         files = {name: found.read(name) for name in found.namelist()}
     about = {
@@ -157,18 +157,18 @@ def title(master: Path) -> str:
 
 
 def config(master: Path) -> dict:
-    """The assignment's settings for Otter: its first cell."""
+    """Read the assignment's settings for Otter from its first cell."""
     return yaml.safe_load("".join(_cells(master)[0]["source"]))
 
 
 def limits(master: Path) -> dict[str, float]:
-    """What one submission may use, where the grader's own limits do not fit."""
+    """Read what one submission may use, where the grader's own limits do not fit."""
     metadata = json.loads(master.read_text(encoding="utf-8"))["metadata"]
     return metadata.get("course", {}).get("limits", {})
 
 
 def by_hand(master: Path) -> dict[str, float]:
-    """Questions whose answers a person reads, and their points."""
+    """Return the questions whose answers a person reads, with their points."""
     found = {}
     for cell in _cells(master):
         source = "".join(cell["source"])

@@ -1,6 +1,6 @@
-"""What a chapter depends on: the notebook, the modules it imports, the data files it reads.
+"""Finds what a chapter depends on: the notebook, the modules it imports, the data files it reads.
 
-Modules are found in the syntax trees, from import to import. A package's ``__init__.py`` hands on
+It finds modules in the syntax trees, from import to import. A package's ``__init__.py`` hands on
 names; only the module that a name comes from is followed, so that `from dfkd_lite import viz` does
 not mean the whole package. Data files are declared in the notebook's metadata under "reads", as
 patterns below ``data/``; `watch/sitecustomize.py` writes down what a run really opens there.
@@ -24,27 +24,27 @@ from packaging.utils import canonicalize_name
 
 PACKAGE = "dfkd_lite"
 PACKAGES = (PACKAGE, "dfkd_lab", "dfkd_course")
-# What a chapter may import: the package, and these of its extras.
+# Extras of the package from which a chapter may import.
 EXTRAS = ("book", "export")
 NOT_INPUTS = {"__pycache__", "downloads"}
 
 
 class UndeclaredError(Exception):
-    """A notebook read a data file that it does not declare, or declares one that is not there."""
+    """Raised where a notebook reads an undeclared data file, or declares one that is not there."""
 
 
 # --- files ------------------------------------------------------------------------------------
 
 
 def files_below(folder: Path, skipped: set[str] = NOT_INPUTS) -> Iterator[Path]:
-    """All files below a folder, in a fixed order."""
+    """Yield all files below a folder, in a fixed order."""
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not skipped & set(path.relative_to(folder).parts):
             yield path
 
 
 def digest(paths: list[Path], *texts: str) -> str:
-    """One hash over the names and contents of files, and over some texts."""
+    """Return one hash over the names and contents of files, and over some texts."""
     total = hashlib.sha256("\0".join(texts).encode())
     for path in paths:
         total.update(f"\0{path.name}\0".encode())
@@ -57,7 +57,7 @@ def digest(paths: list[Path], *texts: str) -> str:
 
 @dataclass(frozen=True)
 class Imported:
-    """One import: a module's dotted name, and the name taken from it (None: all of it)."""
+    """Holds one import: a module's dotted name, and the name taken from it (None: all of it)."""
 
     module: str
     name: str | None
@@ -66,7 +66,7 @@ class Imported:
 
 @dataclass
 class Modules:
-    """The modules of our packages, and what each of them imports.
+    """Finds the modules of our packages, and what each of them imports.
 
     ``tools`` are folders of single files that can be imported by their names.
     """
@@ -77,7 +77,7 @@ class Modules:
 
     @cached_property
     def files(self) -> dict[str, Path]:
-        """Dotted name -> file."""
+        """Return dotted name -> file."""
         found = {path.stem: path for name in self.tools for path in (self.root / name).glob("*.py")}
         ours = [sorted((self.root / name).rglob("*.py")) for name in PACKAGES]
         for path in chain(*ours):
@@ -93,7 +93,7 @@ class Modules:
         return self._imports[module]
 
     def needed_by(self, source: str) -> dict[Path, int]:
-        """The files that some code depends on, and by how many imports each is away from it."""
+        """Return the files that some code depends on, and how many imports away each is."""
         found: dict[Path, int] = {}
         seen: set[tuple[str, str | None]] = set()
         wanted = deque((1, one) for one in imports_of(source, ""))
@@ -114,19 +114,19 @@ class Modules:
         return found
 
     def _place(self, one: Imported) -> tuple[str, str | None]:
-        """`from package import module` names a module, not a name in the package."""
+        """Resolve `from package import module`: it names a module, not a name in the package."""
         inside = f"{one.module}.{one.name}"
         return (inside, None) if inside in self.files else (one.module, one.name)
 
     def _handed_on(self, module: str, name: str | None) -> list[Imported]:
-        """Where a package's ``__init__.py`` has a name from, if it only hands it on."""
+        """Return where a package's ``__init__.py`` has a name from, if it only hands it on."""
         if name is None or self.files[module].name != "__init__.py":
             return []
         return [one for one in self.imports(module) if one.bound == name]
 
 
 def imports_of(source: str, package: str) -> list[Imported]:
-    """All imports of a file, those inside of functions too; ``package`` is what "." means."""
+    """List all imports of a file, those inside of functions too; ``package`` is what "." means."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -145,7 +145,7 @@ def imports_of(source: str, package: str) -> list[Imported]:
 
 
 def code_of(notebook: dict) -> str:
-    """The notebook's code without the lines that only IPython understands."""
+    """Return the notebook's code without the lines that only IPython understands."""
     cells = [c for c in notebook["cells"] if c["cell_type"] == "code"]
     lines = "\n\n".join("".join(c["source"]) for c in cells).splitlines()
     return "\n".join(
@@ -156,17 +156,17 @@ def code_of(notebook: dict) -> str:
 
 
 def declared(notebook: dict) -> list[str]:
-    """The data files that a notebook says it reads, as patterns below ``data/``."""
+    """Return the data files that a notebook says it reads, as patterns below ``data/``."""
     return notebook["metadata"].get("reads", [])
 
 
 def data_files(root: Path, patterns: list[str]) -> list[Path]:
-    """The files that some patterns name, in a fixed order.
+    """Return the files that some patterns name, in a fixed order.
 
-    Records of an experiment that has not been run yet may be named: they will come.
+    A pattern may name the records of an experiment that has not been run yet.
 
     Raises:
-        UndeclaredError: a pattern that names no file.
+        UndeclaredError: a pattern names no file.
     """
     planned = {f"records/{path.stem}/*.json" for path in (root / "data").glob("experiments/*.yaml")}
     names = [path.relative_to(root / "data").as_posix() for path in files_below(root / "data")]
@@ -193,7 +193,7 @@ def check_opened(opened: list[str], patterns: list[str]) -> None:
 
 
 def notebook_key(notebook: Path, root: Path, modules: Modules, *texts: str) -> str:
-    """One hash over all that an execution of a notebook depends on."""
+    """Return one hash over all that an execution of a notebook depends on."""
     content = json.loads(notebook.read_text(encoding="utf-8"))
     paths = sorted(modules.needed_by(code_of(content)))
     paths += data_files(root, declared(content))
@@ -205,7 +205,7 @@ def notebook_key(notebook: Path, root: Path, modules: Modules, *texts: str) -> s
 
 
 def installed_versions(extras: tuple[str, ...], package: str = PACKAGE) -> str:
-    """Python's version, and those of the distributions that the package needs with some extras.
+    """List Python's version, and those of what the package needs with some extras.
 
     What is installed beside them (for the tests, say) changes no chapter.
     """

@@ -1,4 +1,4 @@
-"""Execute the chapters with papermill: only what changed, side by side, and with clear errors."""
+"""Executes the chapters with papermill: only what changed, side by side, and with clear errors."""
 
 import json
 import os
@@ -24,28 +24,28 @@ from depends import (
 )
 
 PRESET = "lite"
-PARAMETERS = ("PRESET", "DATA", "SEED")  # what every chapter can be run with
-# Of every chapter, so that neither its time nor a last digit hangs on the machine. Two chapters
-# side by side with one thread each end sooner than one after the other with two.
+PARAMETERS = ("PRESET", "DATA", "SEED")  # every chapter takes these
+# Fixed for every chapter: neither its time nor its last digits follow the machine's cores. Two
+# chapters side by side with one thread each end sooner than one after the other with two.
 THREADS = 1
 WATCH = Path(__file__).parent / "watch"
 TIMES = Path(__file__).parent / "times.json"  # seconds of each chapter on a quiet machine
-UNKNOWN = 30.0  # seconds, of a chapter that never ran
-# Cells that papermill adds; they do not count when a cell is named to the reader.
+UNKNOWN = 30.0  # seconds that a chapter is expected to take if it never ran
+# Tags of cells that papermill adds; they do not count in the numbers of cells in messages.
 ADDED_BY_PAPERMILL = {"injected-parameters", "papermill-error-cell-tag"}
 
 
 class ChapterError(Exception):
-    """A chapter that cannot be executed; the message names notebook, cell and error."""
+    """Raised where a chapter cannot be executed; the message names notebook, cell and error."""
 
 
 class Hang(Exception):
-    """A notebook, or one of its cells, ran into its time limit."""
+    """Raised where a notebook, or one of its cells, ran into its time limit."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds allowed to a cell and to a notebook: a chapter takes 45, on a busy machine more."""
+    """Holds the seconds allowed to a cell and a notebook: a chapter takes 45, more when busy."""
 
     cell: int = 600
     notebook: int = 1800
@@ -53,7 +53,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Record:
-    """How a chapter was last executed; kept beside the executed copy, as JSON."""
+    """Holds how a chapter was last executed; it is kept beside the executed copy, as JSON."""
 
     notebook: str
     key: str
@@ -62,9 +62,9 @@ class Record:
     retries: int
     finished: str
     threads: int
-    beside: int  # chapters that were executed at the same time, at the most, itself among them
+    beside: int  # the most chapters that were executed at the same time, this one among them
     load: float  # processes that wanted a core in the last minute, the build's own among them
-    opened: list[str]  # files of data/
+    opened: list[str]  # files of data/ that it opened
     environment: dict  # code version, packages, python, device, machine
 
 
@@ -80,7 +80,7 @@ def say(text: str) -> None:
 
 
 def expected_seconds(notebook: Path, out: Path) -> float:
-    """What a chapter took here when it last ran, else what it took where the book is written."""
+    """Return the seconds of a chapter's last run here, else those in TIMES, else UNKNOWN."""
     old = read_record(out / f"{notebook.stem}.json")
     if old is not None:
         return old.seconds
@@ -90,15 +90,15 @@ def expected_seconds(notebook: Path, out: Path) -> float:
 
 @dataclass
 class Progress:
-    """Which chapters are done, and how long the rest will take."""
+    """Holds which chapters are done, and says how long the rest will take."""
 
     expected: dict[str, float]
     workers: int
-    running: dict[str, float] = field(default_factory=dict)  # since when
-    done: dict[str, float] = field(default_factory=dict)  # how long
+    running: dict[str, float] = field(default_factory=dict)  # when each began, by time.monotonic
+    done: dict[str, float] = field(default_factory=dict)  # seconds of each
 
     def left(self) -> float:
-        """Seconds until all are done, if the rest takes as much longer as what is done took."""
+        """Return the seconds until all are done, if the rest keeps the pace of what is done."""
         now = time.monotonic()
         planned = sum(self.expected[name] for name in self.done)
         pace = sum(self.done.values()) / planned if planned else 1.0
@@ -107,7 +107,7 @@ class Progress:
         return max((sum(rest) - gone) / self.workers, 0.0)
 
     def line(self) -> str:
-        """ "5 of 17; about 3 minutes left"."""
+        """Return a line like "5 of 17; about 3 minutes left"."""
         count = f"{len(self.done)} of {len(self.expected)}"
         left = self.left()
         if len(self.done) == len(self.expected):
@@ -116,7 +116,7 @@ class Progress:
 
 
 def about(seconds: float) -> str:
-    """A time in words, as exact as a forecast can be."""
+    """Return a time in words, as exact as a forecast can be."""
     if seconds < 50:
         return f"about {max(10, round(seconds, -1)):.0f} seconds"
     minutes = max(1, round(seconds / 60))
@@ -129,7 +129,7 @@ def about(seconds: float) -> str:
 def execute_all(
     notebooks: list[Path], root: Path, out: Path, limits: Limits | None = None, preset: str = PRESET
 ) -> list[Record]:
-    """Bring the executed copies in `out` up to date; raises ChapterError where one fails.
+    """Bring the executed copies in `out` up to date; raise ChapterError if a chapter fails.
 
     As many run side by side as the cores allow, each with THREADS threads, the longest first.
     """
@@ -158,7 +158,7 @@ def execute_all(
 
 
 def keys_of(notebooks: list[Path], root: Path, preset: str) -> tuple[dict[Path, str], list[str]]:
-    """What each notebook's execution depends on, as one hash; and what is wrong with others."""
+    """Hash what the execution of each notebook depends on; return the hashes, and what is wrong."""
     modules, versions, keys, errors = Modules(root), installed_versions(EXTRAS), {}, []
     for path in notebooks:
         try:
@@ -169,7 +169,7 @@ def keys_of(notebooks: list[Path], root: Path, preset: str) -> tuple[dict[Path, 
 
 
 def unchanged(notebook: Path, out: Path, key: str) -> Record | None:
-    """The record of an execution that still holds."""
+    """Return the record of an execution that still holds, else None."""
     record = read_record(out / f"{notebook.stem}.json")
     if record is not None and record.key == key and (out / notebook.name).is_file():
         return record
@@ -220,7 +220,7 @@ class _Executor:
         return record
 
     def opened(self, notebook: Path) -> list[str]:
-        """The files of ``data/`` that the run opened, all of them declared."""
+        """Return the files of ``data/`` that the run opened; refuse one that is not declared."""
         log = self.log_of_opened(notebook)
         lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
         names = sorted(
@@ -241,7 +241,7 @@ class _Executor:
         return self.out / f"{notebook.stem}.opened"
 
     def run_with_one_retry(self, notebook: Path, done: Path) -> int:
-        """Execute; a hang (never an error) is tried once more. Returns the number of retries."""
+        """Execute, once more after a hang (never after an error); return the number of retries."""
         try:
             self.run(notebook, done)
             return 0
@@ -254,7 +254,7 @@ class _Executor:
             raise ChapterError(f"{notebook.name}: {hang}, twice.") from None
 
     def run(self, notebook: Path, done: Path) -> None:
-        """One papermill call in an empty folder; `done` appears only when all cells succeeded."""
+        """Call papermill once in an empty folder; `done` appears only when all cells succeeded."""
         running = self.out / f"{notebook.stem}.running.ipynb"
         failed = self.out / f"{notebook.stem}.failed.ipynb"
         log = self.out / f"{notebook.stem}.log"
@@ -301,7 +301,7 @@ class _Executor:
 
 
 def read_record(path: Path) -> Record | None:
-    """The record of the last execution, or None where there is none that can be read."""
+    """Read the record of the last execution; return None where there is none to be read."""
     try:
         return Record(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -322,7 +322,7 @@ def check_parameters(notebook: Path) -> None:
 
 
 def environment() -> dict:
-    """Where this happens, as the package's own records say it."""
+    """Describe where this happens, as the package's own records do."""
     from dfkd_lite import records  # late: it imports torch, and most builds execute nothing
 
     return records.environment()
@@ -332,7 +332,7 @@ def environment() -> dict:
 
 
 def describe_failure(notebook: Path, failed: Path, printed: str) -> str:
-    """Notebook, cell, line and error of a failed execution, in a few lines."""
+    """Describe a failed execution in a few lines: notebook, cell, line and error."""
     found = find_error(failed) if failed.is_file() else None
     if found is None:
         last_lines = "\n".join(printed.strip().splitlines()[-15:])
@@ -345,7 +345,7 @@ def describe_failure(notebook: Path, failed: Path, printed: str) -> str:
 
 
 def find_error(executed: Path) -> tuple[int, str | None, dict[str, object]] | None:
-    """Of the first failing cell: its number in the source, the line, the error output."""
+    """Find the first failing cell: its number in the source, the line, the error output."""
     number = 0
     for cell in json.loads(executed.read_text(encoding="utf-8"))["cells"]:
         if ADDED_BY_PAPERMILL & set(cell["metadata"].get("tags", [])):
@@ -362,7 +362,7 @@ def without_colours(text: str) -> str:
 
 
 def failing_line(source: str, traceback: list[str]) -> str | None:
-    """The line of the cell that the traceback points at."""
+    """Return the line of the cell that the traceback points at, or None."""
     match = re.search(r"Cell In\[\d+\], line (\d+)", without_colours("\n".join(traceback)))
     lines = source.splitlines()
     if match and 0 < int(match[1]) <= len(lines):

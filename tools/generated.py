@@ -1,4 +1,4 @@
-"""Pages that the build writes itself: how the book was made, and the package's reference."""
+"""Writes the pages that no person writes: how the book was made, and the package's reference."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from execute import Record, read_record
 
 ROOT = Path(__file__).resolve().parents[1]
 
-#: The package by floors, from the ground up: page, title, modules.
+#: Pages of the package's reference: file name, title, modules.
 REFERENCE = (
     (
         "api-pieces",
@@ -85,20 +85,20 @@ REFERENCE = (
 )
 
 
-#: Folders of which the reference shows what they hand on, and no single file.
+#: Folders that the reference shows by the names they hand on, and not file by file.
 WHOLE = {"networks", "methods", "data"}
 MAP_PLACE = "<!-- chapter map -->"  # in index.md
 
 
 def opening(notebook: Path) -> tuple[str, str]:
-    """Title and promise of a notebook: the heading and first paragraph of its first cell."""
+    """Return title and promise of a notebook: the heading and first paragraph of its first cell."""
     cell = json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]
     title, promise, *_ = [*"".join(cell["source"]).strip().split("\n\n"), "", ""]
     return title.removeprefix("# ").strip(), " ".join(promise.split())
 
 
 def chapter_map(notebooks: list[Path], executed: Path) -> str:
-    """What each chapter promises and costs, as a Markdown table."""
+    """Return what each chapter promises and costs, as a Markdown table."""
     lines = ["| chapter | what it does | minutes |", "| --- | --- | --: |"]
     for path in notebooks:
         title, promise = opening(path)
@@ -109,7 +109,7 @@ def chapter_map(notebooks: list[Path], executed: Path) -> str:
 
 
 def status_page(notebooks: list[Path], executed: Path) -> str:
-    """When, where, with what and how long each chapter was executed, as Markdown."""
+    """Return when, where, with what and how long each chapter was executed, as Markdown."""
     records = {path: read_record(executed / f"{path.stem}.json") for path in notebooks}
     known = [record for record in records.values() if record is not None]
     lines = ["# Status of this build", "", *_summary(known), "", "## Chapters", ""]
@@ -129,7 +129,7 @@ def status_page(notebooks: list[Path], executed: Path) -> str:
 
 
 def was_busy(record: Record) -> bool:
-    """Whether other work than the build's own wanted the cores while a chapter was executed."""
+    """Return whether other work than the build's wanted the cores while a chapter was executed."""
     return record.load > 1.25 * max(record.environment["cores"], record.beside * record.threads)
 
 
@@ -163,7 +163,7 @@ def _summary(records: list[Record]) -> list[str]:
 
 
 def _packages() -> list[str]:
-    """The installed versions of what pyproject.toml asks for."""
+    """Return a table of the installed versions of what pyproject.toml asks for."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = project["dependencies"] + project["optional-dependencies"]["book"]
     names = sorted(re.match(r"[\w-]+", requirement)[0] for requirement in wanted)
@@ -171,7 +171,7 @@ def _packages() -> list[str]:
 
 
 def reference_page(title: str, modules: tuple[str, ...]) -> str:
-    """The docstrings of some modules, as MyST around Sphinx's autodoc."""
+    """Return a page with the docstrings of some modules, as MyST around Sphinx's autodoc."""
     lines = [f"# {title}", "", "Generated from the docstrings.", ""]
     for module in modules:
         name = module if module.startswith("dfkd_") else f"dfkd_lite.{module}"
@@ -182,6 +182,6 @@ def reference_page(title: str, modules: tuple[str, ...]) -> str:
 
 
 def generated_pages(notebooks: list[Path], executed: Path) -> dict[str, str]:
-    """File name -> text of every page that is not written by hand."""
+    """Return file name -> text of every page that is not written by hand."""
     pages = {f"{name}.md": reference_page(title, modules) for name, title, modules in REFERENCE}
     return pages | {"status.md": status_page(notebooks, executed)}

@@ -1,4 +1,4 @@
-"""From executed notebooks to the HTML pages, with everything they load beside them."""
+"""Builds the HTML pages from the executed notebooks, with everything that they load."""
 
 import json
 import os
@@ -22,12 +22,12 @@ DEFAULT_HEIGHT = 450  # plotly's own
 
 
 class PagesError(Exception):
-    """The pages cannot be built; the message says why."""
+    """Raised where the pages cannot be built; the message says why."""
 
 
 @dataclass(frozen=True)
 class Folders:
-    """Where things are. `root` holds _config.yml and node_modules, `book` the sources."""
+    """Holds where things are: `root` has _config.yml and node_modules, `book` the sources."""
 
     root: Path
 
@@ -45,7 +45,7 @@ class Folders:
 
     @property
     def source(self) -> Path:
-        """What Jupyter Book reads: the book with its notebooks executed."""
+        """Return the folder that Jupyter Book reads: the book with its notebooks executed."""
         return self.build / "source"
 
     @property
@@ -60,10 +60,10 @@ class Folders:
 
 
 def prepare_notebook(notebook: dict) -> dict:
-    """Without papermill's own cells, and with plotly figures as HTML (myst-nb knows only that)."""
+    """Return a notebook without papermill's cells and stderr, its figures as HTML for myst-nb."""
     cells = source_cells(notebook)
     for cell in cells:
-        if "outputs" in cell:  # an emptied output would still take its room on the page
+        if "outputs" in cell:  # an empty output would still take room on the page
             cell["outputs"] = [o for o in cell["outputs"] if o.get("name") != "stderr"]
         for output in cell.get("outputs", []):
             figure = output.get("data", {}).get(PLOTLY)
@@ -75,7 +75,7 @@ def prepare_notebook(notebook: dict) -> dict:
 
 
 def source_cells(notebook: dict) -> list[dict]:
-    """The cells of an executed notebook that its source has too."""
+    """Return the cells of an executed notebook that its source has too."""
     return [
         cell
         for cell in notebook["cells"]
@@ -84,17 +84,17 @@ def source_cells(notebook: dict) -> list[dict]:
 
 
 def links_to_pages(text: str | list[str]) -> str:
-    """Markdown that a cell put out: unlike in the text around it, nobody turns its links."""
+    """Turn a cell's Markdown links from notebooks to pages; Jupyter Book does not turn these."""
     return re.sub(r"\]\(([\w-]+)\.ipynb", r"](\1.html", "".join(text))
 
 
 def alternative_text(cell: dict) -> str:
-    """What a cell's picture shows, in words: where myst-nb looks for it too."""
+    """Return the words for a cell's picture, from where myst-nb looks for them too."""
     return cell["metadata"].get("mystnb", {}).get("image", {}).get("alt", "")
 
 
 def plotly_html(figure: dict, alt: str) -> str:
-    """A place for a figure, with the figure's data in it; figures.js draws it."""
+    """Write an element with a figure's data in it; figures.js draws the figure there."""
     layout = figure.get("layout", {})
     wanted = {name: figure.get(name, []) for name in ("data", "frames")} | {"layout": layout}
     # "<" is written so that no text in a figure can end the script element
@@ -109,7 +109,7 @@ def plotly_html(figure: dict, alt: str) -> str:
 
 
 def stderr_notes(name: str, notebook: dict) -> list[str]:
-    """What cells wrote to stderr, progress bars left aside: the pages do not show it."""
+    """List what cells wrote to stderr, without progress bars: the pages do not show it."""
     notes = []
     for number, cell in enumerate(source_cells(notebook), start=1):
         for output in cell.get("outputs", []):
@@ -124,7 +124,7 @@ def stderr_notes(name: str, notebook: dict) -> list[str]:
 
 
 def write_source(folders: Folders) -> list[str]:
-    """Lay out what Jupyter Book reads; returns notes for the person who builds."""
+    """Write the folder that Jupyter Book reads; return notes for the person who builds."""
     source = folders.source
     shutil.rmtree(source, ignore_errors=True)
     skip = shutil.ignore_patterns(
@@ -146,7 +146,7 @@ def write_source(folders: Folders) -> list[str]:
 
 
 def vendored(folders: Folders) -> dict[str, Path]:
-    """The scripts and fonts that pages load: place in the HTML folder -> where it comes from."""
+    """Return the scripts and fonts that pages load: place in the HTML folder -> its origin."""
     import plotly
 
     widgets = folders.root / "node_modules" / "@jupyter-widgets" / "html-manager" / "dist"
@@ -164,7 +164,7 @@ def vendored(folders: Folders) -> dict[str, Path]:
 
 
 def pages_key(folders: Folders) -> str:
-    """What the pages depend on, but for the scripts, which package-lock.json fixes."""
+    """Hash what the pages depend on; package-lock.json stands for the scripts that it fixes."""
     paths = [folders.root / "_config.yml", folders.root / "package-lock.json", Path(__file__)]
     packages = [folders.root / name for name in PACKAGES]
     for folder in (folders.source, folders.book / "_ext", *packages):
@@ -173,7 +173,7 @@ def pages_key(folders: Folders) -> str:
 
 
 def build_pages(folders: Folders) -> bool:
-    """Build the HTML where something changed; returns whether it was built. Warnings are errors."""
+    """Build the HTML if something has changed; return whether it was built. Warnings are errors."""
     notes = write_source(folders)
     stamp = folders.build / "html-made-from"
     key = pages_key(folders)
@@ -191,7 +191,7 @@ def build_pages(folders: Folders) -> bool:
         place = folders.html / target
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(origin, place)
-    for notebook in folders.notebooks():  # what the pages' download button gives
+    for notebook in folders.notebooks():  # for the pages' download button
         shutil.copyfile(notebook, folders.html / "_sources" / notebook.name)
     if chromium:
         print(f"  done in {time.monotonic() - begun:.0f} s; printing the PDF ...", flush=True)
@@ -205,8 +205,8 @@ def build_pages(folders: Folders) -> bool:
 def run_jupyter_book(folders: Folders, with_pdf: bool) -> None:
     """Call Jupyter Book afresh: an incremental build would not repeat an earlier warning."""
     told = {"PYTHONWARNINGS": "ignore", "BOOK_PDF": pdf.NAME if with_pdf else ""}
-    start = "from jupyter_book.cli.main import main; main()"  # it has no __main__, and the venv may
-    command = [sys.executable, "-c", start, "build", str(folders.source)]  # have been moved
+    start = "from jupyter_book.cli.main import main; main()"  # it has no __main__; in a moved venv
+    command = [sys.executable, "-c", start, "build", str(folders.source)]  # its script fails
     command += ["--config", str(folders.root / "_config.yml")]
     command += ["--toc", str(folders.source / "_toc.yml")]
     command += ["--path-output", str(folders.root)]

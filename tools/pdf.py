@@ -1,4 +1,4 @@
-"""The whole book as one PDF: Chromium prints each page, pypdf joins them."""
+"""Makes one PDF of the whole book: Chromium prints each page, pypdf joins them."""
 
 import io
 import os
@@ -13,7 +13,7 @@ from pypdf import PdfReader, PdfWriter
 from pypdf.generic import ArrayObject, DictionaryObject, NameObject
 
 NAME = "data-free-knowledge-distillation.pdf"
-BROWSERS = 2  # that print side by side
+BROWSERS = 2  # browsers that print side by side
 PATIENCE = 120_000  # milliseconds for one page on a busy machine
 
 # Solutions open, figures drawn for paper: Chromium does not resize them when it prints.
@@ -39,11 +39,11 @@ h1, h2, h3 { break-after: avoid; }
 h1 { font-size: 22pt; } h2 { font-size: 16pt; } h3 { font-size: 13pt; }
 img, svg { max-width: 100%; }
 """
-VIEWPORT = {"width": 690, "height": 1000}  # below the paper's text width: 186 mm at 96 px an inch
+VIEWPORT = {"width": 690, "height": 1000}  # under the paper's text width: 186 mm at 96 px an inch
 
 
 def pages_in_order(toc: Path) -> list[str]:
-    """The pages of _toc.yml, without suffix, in the order of reading."""
+    """Read the pages of _toc.yml, without suffix, in the order of reading."""
     content = yaml.safe_load(toc.read_text(encoding="utf-8"))
     parts = content.get("parts") or [content]
     chapters = [chapter["file"] for part in parts for chapter in part.get("chapters", [])]
@@ -51,7 +51,7 @@ def pages_in_order(toc: Path) -> list[str]:
 
 
 def write_pdf(html: Path, toc: Path, chromium: str) -> Path:
-    """Print the built pages; the PDF stands beside them when all of it is there."""
+    """Print the built pages to a PDF beside them, which appears when all of it is there."""
     names = [name for name in pages_in_order(toc) if (html / f"{name}.html").is_file()]
     shares = [names[start::BROWSERS] for start in range(BROWSERS)]
     found: dict[str, tuple[str, bytes]] = {}
@@ -69,7 +69,7 @@ def write_pdf(html: Path, toc: Path, chromium: str) -> Path:
 
 
 def print_pages(html: Path, names: list[str], chromium: str) -> dict[str, tuple[str, bytes]]:
-    """Title and PDF of some pages, printed one after the other by a browser of their own."""
+    """Print pages one after the other in a browser of their own; return title and PDF of each."""
     from playwright.sync_api import sync_playwright
 
     printed = {}
@@ -96,7 +96,7 @@ def print_pages(html: Path, names: list[str], chromium: str) -> dict[str, tuple[
 
 
 def joined(printed: dict[str, bytes], titles: dict[str, str], html: Path) -> PdfWriter:
-    """One document with bookmarks, in which links between pages stay inside."""
+    """Join the pages into one document with bookmarks; links between pages stay inside."""
     writer = PdfWriter()
     starts = {}
     for name, content in printed.items():

@@ -1,7 +1,7 @@
-"""Choose what `make quick` tests: what changed, then what imports it, in under 90 seconds.
+"""Chooses what `make quick` tests: what changed, then what imports it, in under 90 seconds.
 
-Prints pytest's arguments. What lies nearest to the change is tested first. When the time is over
-the rest is passed over, and said: `make test` runs all of it.
+It prints pytest's arguments, the tests nearest to the change first. When the time is over the
+rest is skipped, which pytest says; `make test` runs all of it.
 """
 
 import subprocess
@@ -24,23 +24,23 @@ def git(*arguments: str) -> list[str]:
 
 
 def changed(base: str) -> list[str]:
-    """The files that differ from a commit, those that git does not know yet among them."""
+    """List the files that differ from a commit, with those that git does not know yet."""
     return git("diff", "--name-only", base) + git("ls-files", "--others", "--exclude-standard")
 
 
 def own_test(path: Path) -> str:
-    """The name of the test file that is about a file."""
+    """Return the name of the test file that is about a file."""
     return "test_chapters" if path.suffix == ".ipynb" else f"test_{path.stem}"
 
 
 def reads(test: str, path: Path) -> bool:
-    """Whether a test's text names the folder of ``data/`` that holds a file."""
+    """Return whether a test's text names the folder of ``data/`` that holds a file."""
     data = ROOT / "data"
     return data in path.parents and f'"{path.relative_to(data).parts[0]}"' in test
 
 
 def nearness(test: Path, files: set[Path], modules: Modules) -> int | None:
-    """0: a test that was changed, is about what was, or reads it; else the imports between."""
+    """Return 0 for a test that changed, is about a change or reads it; else the imports between."""
     text = test.read_text(encoding="utf-8")
     if any(test == path or test.stem == own_test(path) or reads(text, path) for path in files):
         return 0
@@ -49,7 +49,7 @@ def nearness(test: Path, files: set[Path], modules: Modules) -> int | None:
 
 
 def chosen(root: Path, names: list[str]) -> list[Path]:
-    """The test files that some changed files concern, the nearest first."""
+    """Return the test files that some changed files concern, the nearest first."""
     files = {root / name for name in names}
     modules = Modules(root, tools=("tools", "tests"))
     tests = sorted((root / "tests").glob("test_*.py"))

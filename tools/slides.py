@@ -1,7 +1,7 @@
-"""`make slides`: a deck of slides from each executed chapter, for reveal.js, in one HTML file each.
+"""Makes a deck of reveal.js slides of each executed chapter, in one HTML file each (`make slides`).
 
-A slide for the title and its promise, one for the formulas of a section, one for each figure with
-its caption, one for the summary. Text for reading stays in the book; code stays in the
+A deck has a slide for the title and its promise, one for the formulas of a section, one for each
+figure with its caption, and one for the summary. Text for reading stays in the book, code in the
 notebook. Everything that a deck loads lies beside it, so it works without a network.
 """
 
@@ -18,7 +18,7 @@ from pages import PLOTLY, Folders, alternative_text, plotly_html, source_cells, 
 
 REVEAL = ("dist/reveal.js", "dist/reveal.css", "dist/reset.css", "dist/theme/white.css")
 PICTURES = ("image/png", "image/jpeg")
-SKIPPED = "Exercises"  # for the desk
+SKIPPED = "Exercises"  # readers do these at a desk
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -68,7 +68,7 @@ Reveal.on("slidechanged", (event) => draw(event.currentSlide));
 
 
 def slides_of(notebook: dict) -> Iterator[str]:
-    """The slides of an executed chapter as HTML, in order."""
+    """Yield the slides of an executed chapter as HTML, in order."""
     section, skipped = "", False
     for number, cell in enumerate(source_cells(notebook)):
         if cell["cell_type"] == "code":
@@ -89,7 +89,7 @@ def slides_of(notebook: dict) -> Iterator[str]:
 
 
 def sections(text: str) -> Iterator[tuple[str, str]]:
-    """A cell's text at its headings: (heading or "", what follows), but for folded solutions."""
+    """Split a cell's text at its headings: (heading or "", what follows); drop folded solutions."""
     text = re.sub(r"(?s)<details>.*?</details>", "", text)
     parts = re.split(r"(?m)^#{1,3} (.+)$", text)
     if parts[0].strip():
@@ -102,13 +102,13 @@ def slide(heading: str, content: str) -> str:
 
 
 def promise(text: str) -> str:
-    """The opening paragraph, and what a reader will be able to do."""
+    """Return the opening paragraph, and what a reader will be able to do, as HTML."""
     text = re.split(r"\*\*You need\*\*", text)[0]
     return markdown(text)
 
 
 def formulas(text: str) -> list[str]:
-    """The displayed formulas, numbers of equations as they are printed."""
+    """Return the displayed formulas without their labels, numbers of equations as printed."""
     found = re.findall(r"(?s)\$\$.*?\$\$", text)
     return [re.sub(r"\\label\{[^}]*\}", "", formula) for formula in found]
 
@@ -118,7 +118,7 @@ def bullets(text: str) -> str:
 
 
 def figures(cell: dict) -> Iterator[str]:
-    """The cell's figure with its caption; without one it is a table or a trial, and left out."""
+    """Yield the cell's figure with its caption; without one it is a table or a trial, left out."""
     about = cell["metadata"].get("mystnb", {})
     caption = about.get("figure", {}).get("caption")
     if caption is None:
@@ -146,7 +146,7 @@ def inline(text: str) -> str:
 
 
 def protected(text: str) -> str:
-    """Without the roles and links of the book; backslashes of formulas kept for MathJax."""
+    """Remove the roles and links of the book; keep the backslashes of formulas for MathJax."""
     text = re.sub(r"\{\w+(:\w+)?\}`[^`]*`", "", text)
     text = re.sub(r"\[([^\]]+)\]\([\w#.-]+\)", r"\1", text)
     return re.sub(r"\$([^$]+)\$", lambda m: "\\\\(" + m[1].replace("\\", "\\\\") + "\\\\)", text)
@@ -161,7 +161,7 @@ def deck(notebook: dict, macros: str) -> str:
 
 
 def build(root: Path) -> list[Path]:
-    """A deck for each chapter, from what `make book` has executed."""
+    """Write a deck for each chapter, from what `make book` has executed."""
     import yaml
 
     folders = Folders(root)
@@ -170,7 +170,7 @@ def build(root: Path) -> list[Path]:
     vendor.mkdir(parents=True, exist_ok=True)
     for name in REVEAL:
         text = (root / "node_modules" / "reveal.js" / name).read_text(encoding="utf-8")
-        text = re.sub(r"@import[^;]+;", "", text)  # of fonts: the reader's own will do
+        text = re.sub(r"@import[^;]+;", "", text)  # of fonts: the reader has some
         (vendor / Path(name).name).write_text(text, encoding="utf-8")
     for target, origin in vendored(folders).items():
         if target.endswith(("tex-svg.js", "plotly.min.js")):

@@ -1,12 +1,12 @@
 """Makes the project's data, which no student sees, and the teacher, which all of them get.
 
-scikit-learn's digits on crops of its two photographs, in colour, in the manner of MNIST-M
-(Ganin & Lempitsky 2015): pixel by pixel the absolute difference of the two; which class is which
-digit is drawn by lot. With another seed you have a project of your own:
+The images are scikit-learn's digits on crops of its two photographs, in colour, as in MNIST-M
+(Ganin & Lempitsky 2015): each pixel is the absolute difference of the two. Which class is which
+digit is drawn at random. With another seed you have a project of your own:
 
     .venv/bin/python tools/withheld.py --seed 7
 
-draws data and lot anew and trains a new teacher (a minute or two); `make course` does the rest.
+draws data and classes anew and trains a new teacher (a minute or two); `make course` does the rest.
 """
 
 import argparse
@@ -28,12 +28,12 @@ FOLDER = Path(__file__).parents[1] / "book" / "assignments"
 CARD, TEACHER = FOLDER / "teacher.json", FOLDER / "teacher.safetensors"
 SIZE = 16
 TEST = 500  # digits that only the test set holds
-DRAWS = 4  # of each digit for the training set, on another piece of a photograph
+DRAWS = 4  # images of each training digit, on different pieces of a photograph
 PHOTOGRAPHS = [Image.fromarray(image) for image in load_sample_images().images]
 
 
 def withheld(seed: int) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file that `dfkd_lite.load` reads: training and test set."""
+    """Return the arrays of an .npz file that `dfkd_lite.load` reads: training and test set."""
     rng = np.random.default_rng(seed)
     digits = load_digits()
     lot = rng.permutation(10)
@@ -48,7 +48,7 @@ def withheld(seed: int) -> dict[str, np.ndarray]:
 
 
 def on_photograph(digit: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A digit (8, 8) of 0 to 16 on a piece of a photograph: (SIZE, SIZE, 3), uint8."""
+    """Put a digit (8, 8) of 0 to 16 on a piece of a photograph: (SIZE, SIZE, 3), uint8."""
     photograph = PHOTOGRAPHS[rng.integers(2)]
     side = int(rng.integers(SIZE, 8 * SIZE))
     left = int(rng.integers(photograph.width - side))
@@ -61,14 +61,14 @@ def on_photograph(digit: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def write_archive(path: Path, seed: int) -> None:
-    """The test set alone, for the grader."""
+    """Write the test set alone, for the grader."""
     found = withheld(seed)
     with path.open("wb") as file:
         np.savez_compressed(file, images=found["test_images"], labels=found["test_labels"])
 
 
 def withheld_seed() -> int:
-    """With which the teacher's data were drawn."""
+    """Read the seed with which the teacher's data were drawn."""
     return json.loads(CARD.read_text(encoding="utf-8"))["seed"]
 
 

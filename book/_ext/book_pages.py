@@ -1,4 +1,4 @@
-"""What the pages of this book need from Sphinx beyond Jupyter Book's own settings."""
+"""Adds to the pages what they need from Sphinx beyond Jupyter Book's own settings."""
 
 import os
 
@@ -18,7 +18,7 @@ def drop_thebe(app: Sphinx, page: str, template: str, context: dict, tree: nodes
 
 
 def script_text(script: object) -> str:
-    """The address and the inline body of a script, whichever it has."""
+    """Return the address and the inline body of a script, whichever it has."""
     body = getattr(script, "attributes", {}).get("body", "")
     return f"{getattr(script, 'filename', script)} {body}"
 
@@ -26,7 +26,7 @@ def script_text(script: object) -> str:
 def load_scripts(
     app: Sphinx, page: str, template: str, context: dict, tree: nodes.document
 ) -> None:
-    """Names for screen readers; where needed plotly.js (ahead of require.js) and widgets' math."""
+    """Load names for screen readers; where needed plotly.js (before require.js), widgets' math."""
     body = context.get("body", "")
     app.add_js_file("accessible.js", priority=120)
     if FIGURE in body:
@@ -37,7 +37,7 @@ def load_scripts(
 
 
 def offer_pdf(app: Sphinx, page: str, template: str, context: dict, tree: nodes.document) -> None:
-    """In the download menu: the whole book as a PDF, if tools/pages.py makes one."""
+    """Add the whole book as a PDF to the download menu, if tools/pages.py makes one."""
     pdf = os.environ.get("BOOK_PDF")
     for group in context.get("header_buttons", []):
         if pdf and group.get("label") == "download-buttons":

@@ -1,5 +1,5 @@
-"""Equation numbers of the paper: `\\tag{6}` gives a formula its place, "Eq. 6" in text links to it.
-"Open point 6" links to the list of what the paper leaves open.
+"""Links the paper's equation numbers: "Eq. 6" in text leads to the formula with `\\tag{6}`.
+It also links "open point 6" to the list of what the paper leaves open.
 
 The sources stay plain Markdown, readable in any notebook. Each number has one home; a second home,
 or a mention of a number that has none, is a warning, and warnings stop the build.
@@ -25,7 +25,7 @@ CLOSED = (*CLOSED, nodes.math, nodes.math_block)
 
 
 def homes(env: BuildEnvironment) -> dict[str, str]:
-    """Number -> the page on which the equation stands."""
+    """Return number -> the page on which the equation stands."""
     if not hasattr(env, "book_equations"):
         env.book_equations = {}
     return env.book_equations
@@ -60,7 +60,7 @@ def inside(node: nodes.Node, kinds: tuple[type, ...]) -> bool:
 
 
 def linked(app: Sphinx, text: nodes.Text, page: str) -> list[nodes.Node]:
-    """The text in pieces, each number of each mention a link."""
+    """Return the text in pieces, with a link for each number of each mention."""
     pieces, done = [], 0
     for mention in MENTION.finditer(text):
         plural = mention[0].startswith("Eqs")
@@ -86,7 +86,7 @@ def link(app: Sphinx, label: str, page: str, place: nodes.Node) -> nodes.Node:
 
 
 def pointed(app: Sphinx, text: nodes.Text, page: str) -> list[nodes.Node]:
-    """The text in pieces, each mention of an open point a link to the list of them."""
+    """Return the text in pieces, with a link to the list for each mention of an open point."""
     home, heading = POINTS
     address = "" if home == page else app.builder.get_relative_uri(page, home)
     pieces, done = [], 0

@@ -1,5 +1,5 @@
-"""Write down which files below a folder this process opens. Python runs this file at its start
-wherever its folder is on PYTHONPATH: the build does so for the kernels of the chapters.
+"""Writes down which files below a folder this process opens. Python runs this file at its start
+if the file's folder is on PYTHONPATH: the build puts it there for the kernels of the chapters.
 """
 
 import os
