@@ -62,8 +62,10 @@ def raise_fence(folder: Path, readable: Sequence[Path]) -> list[str]:
     Returns:
         What has been refused, each once; the list grows while the submission runs.
     """
-    # the functions and tables of the hook are local: a submission could replace those of a module
-    realpath, fsdecode, sep = os.path.realpath, os.fsdecode, os.sep
+    # what the hook names is local: a submission could replace names of a module and built-in ones
+    realpath, fsdecode, sep, devnull = os.path.realpath, os.fsdecode, os.sep, os.devnull
+    any_of, is_a, first, paths_are = any, isinstance, next, (str, bytes, os.PathLike)
+    number, error = int, PermissionError
     forbidden, changing, writing = tuple(FORBIDDEN.items()), frozenset(CHANGING), WRITING
     own = realpath(folder)
     allowed = (own, *(realpath(path) for path in [*map(str, readable), *MACHINE]))
@@ -71,7 +73,7 @@ def raise_fence(folder: Path, readable: Sequence[Path]) -> list[str]:
 
     def inside(path: Any, *folders: str) -> bool:
         place = realpath(fsdecode(path))
-        return place == os.devnull or any(place == f or place.startswith(f + sep) for f in folders)
+        return place == devnull or any_of(place == f or place.startswith(f + sep) for f in folders)
 
     def name(path: Any) -> str:  # a report shows none of the grader's folders
         return fsdecode(path).rpartition(sep)[2] or "a folder"
@@ -79,24 +81,24 @@ def raise_fence(folder: Path, readable: Sequence[Path]) -> list[str]:
     def objection(event: str, args: tuple[Any, ...]) -> str | None:
         if event == "open":
             path, _, flags = args
-            if isinstance(path, int):  # a file that is open already
+            if is_a(path, number):  # a file that is open already
                 return None
             if flags & writing:
                 return None if inside(path, own) else f"write {name(path)}"
             return None if inside(path, *allowed) else f"read {name(path)}"
         if event in changing:
             for path in args:
-                if isinstance(path, str | bytes | os.PathLike) and not inside(path, own):
+                if is_a(path, paths_are) and not inside(path, own):
                     return f"change {name(path)}"
             return None
-        return next((what for start, what in forbidden if event.startswith(start)), None)
+        return first((what for start, what in forbidden if event.startswith(start)), None)
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         what = objection(event, args)
         if what is not None:
             if what not in refused:
                 refused.append(what)
-            raise PermissionError(f"A submission may not {what} while it is graded.")
+            raise error(f"A submission may not {what} while it is graded.")
 
     sys.addaudithook(hook)
     return refused

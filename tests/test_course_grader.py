@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import subprocess
 import sys
 import tracemalloc
 import zipfile
@@ -295,6 +296,39 @@ def test_a_submission_finds_nothing_of_others_or_of_the_instructor(
     assert ["(exit 3)" in note for note in grades["3-dies"].notes] == [True]
     assert not (tmp_path / "ran").exists()
     assert len(started) == 1 and started[0].process.poll() is not None
+
+
+REPLACED = ("os.devnull = outside", "builtins.any = lambda found: True",
+            "builtins.isinstance = lambda *about: True", "builtins.next = lambda *about: None",
+            "os.path.realpath = lambda path: os.devnull")  # fmt: skip
+FENCED = """
+import builtins, os, sys
+from pathlib import Path
+from dfkd_course.fence import raise_fence
+
+own, outside, replace = sys.argv[1:]
+raise_fence(Path(own), [])
+exec(replace)
+for act in (lambda: open(outside), lambda: open(outside, "w"), lambda: os.remove(outside)):
+    try:
+        act()
+    except PermissionError:
+        continue
+    os._exit(1)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("replace", REPLACED)
+def test_the_fence_holds_where_a_submission_replaces_the_names_that_it_looks_up(
+    replace: str, tmp_path: Path
+) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "outside.txt").write_text("marks")
+    command = [sys.executable, "-c", FENCED, str(tmp_path / "own"), str(tmp_path / "outside.txt")]
+    done = subprocess.run([*command, replace], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "outside.txt").read_text() == "marks"
 
 
 BROKEN: dict[str, tuple[Callable[[dict], str | bytes], float, str]] = {

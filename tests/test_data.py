@@ -884,3 +884,9 @@ def test_damaged_archive_leaves_no_folder(tmp_path):
     with pytest.raises(InputError, match=r"good\.tgz cannot be unpacked"):
         download._unpack(tmp_path / "good.tgz", "good")
     assert sorted(os.listdir(tmp_path)) == ["good.tgz", "in"]
+
+
+def test_a_path_with_the_name_of_a_data_set_is_no_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"no folder digits; for the data set give its name"):
+        data.load(Path("digits"))

@@ -104,4 +104,4 @@ def _read_path(path: Path, root: Path, size: int | None) -> ImageData:
         choose("data set", str(path), names())
     except InputError as error:
         raise InputError(f"{error} A folder or an .npz file is given by its path.") from None
-    raise AssertionError(path)  # a Path with the name of a data set, where no such folder is
+    raise InputError(f"There is no folder {path}; for the data set give its name as text.")
