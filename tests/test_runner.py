@@ -25,11 +25,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
+from dfkd_lab import command as lab_command
 from dfkd_lab import runner
 from dfkd_lab.cost import Cost
 from dfkd_lab.file import read_experiment
 from dfkd_lab.runner import Place, best_on_test, execute, phases
-from dfkd_lite.cli import experiments as cli_experiments
 from dfkd_lite.cli import main as cli
 from dfkd_lite.errors import InputError
 from dfkd_lite.records import Record, plain
@@ -872,7 +872,7 @@ def test_dry_run_times_each_setting_once_and_reads_the_data_once(tmp_path, monke
         read.append(source)
         return load(source, **options)
 
-    monkeypatch.setattr(cli_experiments, "measure_cost", timing)
+    monkeypatch.setattr(lab_command, "measure_cost", timing)
     monkeypatch.setattr(runner, "load", reading)
     assert dfkd(tmp_path, "--dry-run") == 0
     assert timed == ["a", "larger", "rounded"]  # seeds share a cost, settings do not
