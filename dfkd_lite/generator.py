@@ -34,7 +34,7 @@ class GeneratorConfig:
 
     z_dim: int = 256  # length of z: FastDFKD, CMI
     width: int = 64  # channels of the last block; the others have twice as many: FastDFKD, CMI
-    # None: no attention module
+    # None: no attention module. Else:
     attention: AttentionConfig | None = field(default_factory=AttentionConfig)  # Eqs. 4 to 6
     upsample: str = "nearest"  # nearest + 3x3 convolution as in FastDFKD, or "transposed"
     spectral_norm: bool = False  # named in Fig. 1 only
