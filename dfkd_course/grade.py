@@ -27,6 +27,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import dfkd_course
+import dfkd_lab
 import dfkd_lite
 from dfkd_lite.errors import InputError, check_range
 from dfkd_lite.storage.files import write_bytes, write_json
@@ -346,8 +348,7 @@ def grade_folder(
 @cache
 def _code() -> list[bytes]:
     """Read the code that grades: when it changes, everything is graded again."""
-    package = Path(dfkd_lite.__file__).parent
-    folders = (package, package.parent / "dfkd_lab", Path(__file__).parent)
+    folders = (Path(package.__path__[0]) for package in (dfkd_lite, dfkd_lab, dfkd_course))
     return [p.read_bytes() for folder in folders for p in sorted(folder.rglob("*.py"))]
 
 

@@ -24,19 +24,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
+import dfkd_lab
 import dfkd_lite
 
 from . import checking
 from .fence import limit, raise_fence
 
-PACKAGE = Path(dfkd_lite.__file__).parent
+PACKAGE, LAB = (Path(package.__path__[0]) for package in (dfkd_lite, dfkd_lab))
 FORKS = sys.platform == "linux"  # elsewhere libraries may not survive a fork: one job a process
 THREADS = 64  # a cell that leaves more of them ends the process
 #: Modules imported before the fence is raised, because they look at the machine as they load.
 EARLY = (
     "torch", "torch.testing", "torchvision", "numpy", "scipy.stats", "sklearn.datasets",
     "matplotlib.pyplot", "plotly.graph_objects", "ipywidgets", "tqdm.auto", "dfkd_lite.cli.main",
-    "dfkd_lite.viz.widgets", "otter.test_files",
+    "dfkd_lite.viz.widgets", "dfkd_lab.command", "otter.test_files",
 )  # fmt: skip
 #: Modules that tests rely on.
 OURS = ("dfkd_lite", "dfkd_lab", "dfkd_course", "otter.test_files")
@@ -160,7 +161,7 @@ def _shell() -> Any:
 
 def _readable() -> list[Path]:
     """List what Python and the package read, but no assignments and no other submissions."""
-    ours = [PACKAGE, PACKAGE.parent / "dfkd_lab", PACKAGE.parent / "data", Path(__file__).parent]
+    ours = [PACKAGE, LAB, PACKAGE.parent / "data", Path(__file__).parent]
     paths = [Path(sys.prefix), Path(sys.base_prefix), *ours]
     about = (m for p in sys.path for m in Path(p).glob("*.*-info"))  # what importlib.metadata reads
     return [*paths, *(Path(p) for p in sysconfig.get_paths().values()), *about]
