@@ -35,28 +35,29 @@ BETAS = (0.0, 0.01, 0.1, 0.3, 1.0)
 CLEAN_BETAS = (0.0, 0.1)  # for images without a square: what MSARC does without a shortcut
 
 
-#: Losses without maps, by name; students learn with them on images with the square.
-CONTROLS = ("KL + 0.1 squared distance", "squared distance", "10 KL", "KL, twice the episodes")
+#: Losses without maps, on images with the square: weights of the KL and of the squared distance of
+#: the logits, and how many times the episodes.
+CONTROLS = {
+    "KL + 0.1 squared distance": (1.0, 0.1, 1),
+    "squared distance": (0.0, 1.0, 1),
+    "10 KL": (10.0, 0.0, 1),
+    "KL, twice the episodes": (1.0, 0.0, 2),
+}
 
 
 class Control(Given):
-    """Distils with a loss on the logits alone; ``loss`` is its name in ``CONTROLS``."""
+    """Distils with a loss on the logits alone; ``weights`` are those of its two terms."""
 
-    loss = "KL"
+    weights = (1.0, 0.0)
 
     def transfer_loss(self, student: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """Return the loss on normalised images (B, C, H, W)."""
         with torch.no_grad():
             wanted = self.problem.teacher(images)
         logits = student(images)
-        if self.loss == "squared distance":
-            total = squared_distance(logits, wanted)
-        else:
-            total = kl_divergence(logits, wanted, self.config.temperature)
-        if self.loss == "10 KL":
-            total = 10 * total
-        if self.loss == "KL + 0.1 squared distance":
-            total = total + 0.1 * squared_distance(logits, wanted)
+        kl, distance = self.weights
+        total = kl * kl_divergence(logits, wanted, self.config.temperature)
+        total = total + distance * squared_distance(logits, wanted)
         return total, {"kd": total.detach()}
 
 
@@ -96,9 +97,9 @@ def run(data: ImageData, seed: int, controls: bool = False) -> dict[str, Any]:
         for beta in BETAS if kind == "planted" else CLEAN_BETAS:
             student = taught(teacher, lite.student, spec, config, pool, beta)
             last[f"{kind}, beta {beta:g}"] = examine(student)
-    for loss in CONTROLS if controls else ():
-        student = taught(teacher, lite.student, spec, config, planted, 0.0, loss)
-        last[f"planted, {loss}"] = examine(student)
+    for name, control in CONTROLS.items() if controls else ():
+        student = taught(teacher, lite.student, spec, config, planted, 0.0, control)
+        last[f"planted, {name}"] = examine(student)
     for name, scores in last.items():
         print(f"seed {seed}, {name}: {scores}", flush=True)
     return {
@@ -120,15 +121,15 @@ def taught(
     config: DistillConfig,
     pool: Any,
     beta: float,
-    loss: str = "",
+    control: tuple[float, float, int] | None = None,
 ) -> nn.Module:
-    if loss == "KL, twice the episodes":
-        config = replace(config, episodes=2 * config.episodes)
+    if control is not None:
+        config = replace(config, episodes=control[2] * config.episodes)
     method = GivenConfig(pool, config.batch_size, beta=beta)
     started = Distillation(teacher, student, spec, config, method)
-    if loss:
+    if control is not None:
         started.method = Control(started.method.problem, method)
-        started.method.loss = loss
+        started.method.weights = control[:2]
     return started.run(progress=False).student
 
 

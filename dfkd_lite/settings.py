@@ -18,7 +18,7 @@ Names = tuple[str, ...]  # the way to a setting: ("generator", "width")
 
 
 class SettingError(InputError):
-    """A setting that cannot be changed so. ``path`` leads to it, or to the group it stands in."""
+    """Refuses a change of a setting. ``path`` leads to the setting, or to the group it is in."""
 
     def __init__(self, message: str, path: Names) -> None:
         super().__init__(message)
@@ -53,7 +53,7 @@ def override(settings: Any, assignments: list[str]) -> Any:
 
 
 def checked(kind: type, changes: Mapping[str, Any], path: Names = ()) -> dict[str, Any]:
-    """Hold changes against the names and types of the settings that they are meant for.
+    """Check changes against the names and types of the settings that they are meant for.
 
     Args:
         kind: the settings' class, a dataclass.
@@ -81,7 +81,7 @@ def checked(kind: type, changes: Mapping[str, Any], path: Names = ()) -> dict[st
 
 
 def changed(settings: Any, changes: Mapping[str, Any], path: Names = ()) -> Any:
-    """Settings with what :func:`checked` gave, all at once: they are held against each other.
+    """Apply what :func:`checked` gave, all at once, since settings check each other when made.
 
     Raises:
         SettingError: values out of their range, or that do not fit together.
@@ -101,7 +101,7 @@ def changed(settings: Any, changes: Mapping[str, Any], path: Names = ()) -> Any:
 
 
 def leaves(changes: Mapping[str, Any], path: Names = ()) -> dict[Names, Any]:
-    """Nested changes as one value for each way to a setting."""
+    """Flatten nested changes: one value for each way to a setting."""
     found: dict[Names, Any] = {}
     for name, value in changes.items():
         inside = isinstance(value, Mapping)
@@ -110,7 +110,7 @@ def leaves(changes: Mapping[str, Any], path: Names = ()) -> dict[Names, Any]:
 
 
 def nested(values: Mapping[Names, Any]) -> dict[str, Any]:
-    """What :func:`leaves` takes apart, put together again."""
+    """Nest values by their ways: the inverse of :func:`leaves`."""
     tree: dict[str, Any] = {}
     for (*parts, name), value in values.items():
         branch = tree
@@ -143,15 +143,19 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
 
 
 def _dataclass_in(hint: Any) -> Any:
-    """The dataclass that a field holds, also one that may be None; None: it holds none."""
+    """Return the dataclass that a field holds, also one that may be None; else None."""
     return next(filter(dataclasses.is_dataclass, (hint, *typing.get_args(hint))), None)
 
 
 def _is_number(value: Any) -> bool:
+    """Tell whether a value is text that spells a number."""
+    if not isinstance(value, str):
+        return False
     try:
-        return isinstance(value, str) and bool(float(value) + 1)
+        float(value)
     except ValueError:
         return False
+    return True
 
 
 def _literal(text: str) -> Any:

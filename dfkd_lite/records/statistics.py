@@ -65,8 +65,8 @@ class Gaps:
         is at most 0.05 where the 95 % interval of :func:`t_interval` excludes zero."""
         if len(self.values) < 2:
             return 1.0
-        error = float(stats.sem(self.values)) or 1e-300
-        return 2 * float(stats.t.sf(abs(np.mean(self.values)) / error, len(self.values) - 1))
+        t = abs(np.mean(self.values)) / _standard_error(self.values)
+        return 2 * float(stats.t.sf(t, len(self.values) - 1))
 
 
 def holm(family: Mapping[Name, Gaps]) -> dict[Name, float]:
@@ -103,9 +103,14 @@ def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> tuple[fl
 def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
     """Return Student's interval of the mean of at least two values: exact for normal values."""
     low, high = stats.t.interval(
-        level, len(values) - 1, float(np.mean(values)), float(stats.sem(values)) or 1e-300
+        level, len(values) - 1, float(np.mean(values)), _standard_error(values)
     )
     return float(low), float(high)
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    """Return the standard error of the mean; equal values get a tiny one, as 0 cannot divide."""
+    return float(stats.sem(values)) or 1e-300
 
 
 def paired(
