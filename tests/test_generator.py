@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from dfkd_lite.errors import InputError
 from dfkd_lite.generator import (
+    ATTENTION_SOURCE,
     AttentionConfig,
     AttentionGenerator,
     GeneratorConfig,
@@ -127,6 +130,32 @@ def test_attention_over_channels() -> None:
         np.testing.assert_allclose(module(f).numpy(), (0.7 * expected + 1) * f.numpy(), rtol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("reduction", "growth", "widths"), [(2, 3, (20, 60, 180)), (9, 2, (4, 8, 16))]
+)
+def test_a_map_for_each_channel_and_widths_that_grow(
+    reduction: int, growth: int, widths: tuple[int, int, int]
+) -> None:
+    options = {"softmax": "spatial-per-channel", "reduction": reduction, "growth": growth}
+    module = attention(40 if reduction == 2 else 9, lam=0.7, **options)
+    outs = [
+        module.reduce,
+        module.encode1[0],
+        module.encode2[0],
+        module.decode1[0],
+        module.decode2[0],
+    ]
+    small, middle, large = widths
+    assert [m.out_channels for m in outs] == [small, middle, large, middle, small]
+    f = normal(2, module.reduce.in_channels, 7, 4)
+    a_s = scores(module, f)
+    assert a_s.shape == f.shape
+    expected = softmax(a_s, (2, 3))
+    with torch.no_grad():
+        np.testing.assert_allclose(module.attend(f).numpy(), expected, rtol=1e-8, atol=1e-14)
+        np.testing.assert_allclose(module(f).numpy(), (0.7 * expected + 1) * f.numpy(), rtol=1e-9)
+
+
 def set_by_hand(module: SpatialAttention) -> SpatialAttention:
     """Every 3x3 kernel an identity, batch-norms off: A_s = 2 * unpool(pool(relu(F_0)))."""
     with torch.no_grad():
@@ -156,6 +185,7 @@ def test_attention_on_a_tiny_tensor_by_hand() -> None:
     ("softmax", "rescale", "factor"),
     [
         ("spatial", False, 1 / 12),
+        ("spatial-per-channel", False, 1 / 12),
         ("channel", False, 1 / 5),
         ("spatial", True, 1.0),
         ("channel", True, 1.0),
@@ -173,7 +203,8 @@ def test_without_preference_the_softmax_is_uniform(
 
 @pytest.mark.parametrize("rescale", [False, True])
 @pytest.mark.parametrize(
-    ("axis", "dims", "length"), [("spatial", (2, 3), 35), ("channel", (1,), 6)]
+    ("axis", "dims", "length"),
+    [("spatial", (2, 3), 35), ("spatial-per-channel", (2, 3), 35), ("channel", (1,), 6)],
 )
 def test_the_softmax_sums_to_1_over_its_axis_or_has_mean_1(
     axis: str, dims: tuple[int, ...], length: int, rescale: bool
@@ -187,8 +218,8 @@ def test_the_softmax_sums_to_1_over_its_axis_or_has_mean_1(
     mean = 1.0 if rescale else 1 / length
     np.testing.assert_allclose(weights.mean(axis=dims), mean, rtol=1e-8)
     assert weights.std(axis=dims).min() > 1e-4  # not uniform
-    if axis == "spatial":
-        assert np.ptp(weights, axis=1).max() < 1e-9  # one map for all channels
+    one_map_for_all_channels = np.ptp(weights, axis=1).max() < 1e-9
+    assert one_map_for_all_channels == (axis == "spatial")
 
 
 # ---------------------------------------------------------------- lambda
@@ -261,8 +292,8 @@ def test_names_of_the_attention_maps() -> None:
 @given(
     size=st.integers(16, 64),
     channels=st.integers(1, 4),
-    upsample=st.sampled_from(["nearest", "transposed"]),
-    softmax=st.sampled_from(["spatial", "channel"]),
+    upsample=st.sampled_from(["nearest", "transposed", "transposed-3x3"]),
+    softmax=st.sampled_from(["spatial", "spatial-per-channel", "channel"]),
 )
 def test_any_size_from_16_to_64(size: int, channels: int, upsample: str, softmax: str) -> None:
     config = GeneratorConfig(5, 4, AttentionConfig(softmax=softmax), upsample)
@@ -307,10 +338,12 @@ def doublings(generator: AttentionGenerator) -> list[nn.Module]:
 
 def test_upsampling_by_neighbours_or_by_transposed_convolutions() -> None:
     nearest = doublings(AttentionGenerator(32, 3, SMALL))
-    transposed = doublings(AttentionGenerator(32, 3, GeneratorConfig(6, 4, upsample="transposed")))
     assert [type(m) for m in nearest] == [nn.Upsample] * 2
-    assert [type(m) for m in transposed] == [nn.ConvTranspose2d] * 2
-    assert [m.stride for m in transposed] == [(2, 2), (2, 2)]
+    for upsample, side in {"transposed": 4, "transposed-3x3": 3}.items():
+        config = GeneratorConfig(6, 4, upsample=upsample)
+        transposed = doublings(AttentionGenerator(32, 3, config))
+        assert [type(m) for m in transposed] == [nn.ConvTranspose2d] * 2
+        assert [(m.stride, m.kernel_size) for m in transposed] == [((2, 2), (side, side))] * 2
     x = normal(1, 8, 2, 3)
     expected = x.numpy().repeat(2, axis=2).repeat(2, axis=3)
     np.testing.assert_array_equal(nearest[0](x).numpy(), expected)
@@ -319,14 +352,16 @@ def test_upsampling_by_neighbours_or_by_transposed_convolutions() -> None:
 @pytest.mark.parametrize("upsample", ["nearest", "transposed"])
 def test_spectral_normalisation_makes_norms_of_1(upsample: str) -> None:
     config = GeneratorConfig(6, 4, None, upsample, spectral_norm=True)
-    generator = AttentionGenerator(16, 1, config)
+    generator = AttentionGenerator(32, 1, config)
     with torch.no_grad():
         for _ in range(100):
             generator(torch.randn(2, 6))
-    normalised = [m for m in generator.modules() if parametrize.is_parametrized(m, "weight")]
-    kinds = (nn.Conv2d, nn.ConvTranspose2d)
-    convolutions = [m for m in generator.modules() if isinstance(m, kinds)]
-    assert len(convolutions) == 2 and all(m in normalised for m in convolutions)
+    normalised = [n for n, m in generator.named_modules() if parametrize.is_parametrized(m)]
+    of_the_blocks = ["blocks.0.0", "blocks.1.0"]
+    assert normalised == (
+        of_the_blocks if upsample == "nearest" else ["doublings.0", "doublings.1"]
+    )
+    normalised = [generator.get_submodule(name) for name in normalised]
     for module in normalised:
         weight = module.eval().weight.detach()
         if isinstance(module, nn.ConvTranspose2d):
@@ -337,11 +372,94 @@ def test_spectral_normalisation_makes_norms_of_1(upsample: str) -> None:
     assert not any(parametrize.is_parametrized(m) for m in plain.modules())
 
 
+# ---------------------------------------------------------------- the paper's source
+
+
+class TheirAttention(nn.Module):
+    """The right half of Table 6 of Shao et al. (ICCV 2023), line by line; and Eq. 6."""
+
+    def __init__(self, c: int, r: int) -> None:
+        super().__init__()
+        s = c // r
+        self.layer1 = nn.Conv2d(c, s, 1)
+        self.layer2, self.bn2 = nn.Conv2d(s, 2 * s, 3, padding=1), nn.BatchNorm2d(2 * s)
+        self.layer3, self.bn3 = nn.Conv2d(2 * s, 4 * s, 3, padding=1), nn.BatchNorm2d(4 * s)
+        self.layer4, self.bn4 = (
+            nn.ConvTranspose2d(4 * s, 2 * s, 3, padding=1),
+            nn.BatchNorm2d(2 * s),
+        )
+        self.layer5, self.bn5 = nn.ConvTranspose2d(2 * s, s, 3, padding=1), nn.BatchNorm2d(s)
+        self.layer6 = nn.Conv2d(s, c, 1)
+
+    def forward(self, f: Tensor) -> Tensor:
+        x = F.relu(self.bn2(self.layer2(self.layer1(f))))
+        x, indices = F.max_pool2d(x, 2, return_indices=True)
+        x = F.relu(self.bn4(self.layer4(F.relu(self.bn3(self.layer3(x))))))
+        x = self.layer6(F.relu(self.bn5(self.layer5(F.max_unpool2d(x, indices, 2)))))
+        weights = x.exp() / x.exp().sum((2, 3), keepdim=True)
+        return 0.03 * weights * f + f
+
+
+class TheirGenerator(nn.Module):
+    """The left half of that table for images of 32 px, ``width`` in the place of its 64."""
+
+    def __init__(self, z_dim: int, width: int, r: int) -> None:
+        super().__init__()
+        channels = [8 * width, 4 * width, 2 * width, width, width]
+        self.fc, self.bn = nn.Linear(z_dim, channels[0] * 2 * 2), nn.BatchNorm2d(channels[0])
+        self.deconvolutions = nn.ModuleList(
+            nn.ConvTranspose2d(a, b, 3, stride=2, padding=1, output_padding=1, bias=False)
+            for a, b in itertools.pairwise(channels)
+        )
+        self.image = nn.Conv2d(width, 3, 3, padding=1)
+        self.attentions = nn.ModuleList(TheirAttention(c, r) for c in channels[1:])
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.bn(self.fc(z).reshape(len(z), -1, 2, 2))
+        for deconvolution, attention in zip(self.deconvolutions, self.attentions, strict=True):
+            weight = deconvolution.weight
+            norm = torch.linalg.matrix_norm(weight.transpose(0, 1).flatten(1), 2)
+            options = {"stride": 2, "padding": 1, "output_padding": 1}
+            x = attention(F.leaky_relu(F.conv_transpose2d(x, weight / norm, **options), 0.2))
+        return torch.tanh(self.image(x))  # in [-1, 1]
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_attention_source_is_the_generator_of_shao_et_al(train: bool) -> None:
+    config = dataclasses.replace(ATTENTION_SOURCE, z_dim=6, width=32)
+    ours = AttentionGenerator(32, 3, config).double()
+    theirs = TheirGenerator(6, 32, config.attention.reduction).double()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        b.data = a.data.clone()
+    with torch.no_grad():
+        for _ in range(300):  # the norms converge with each forward pass
+            ours(normal(2, 6))
+        ours.stem_bn.reset_running_stats()
+        for module in ours.attentions.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.reset_running_stats()
+        z = normal(4, 6, seed=3)
+        made = ours.train(train)(z)
+        torch.testing.assert_close(made, (1 + theirs.train(train)(z)) / 2, rtol=1e-9, atol=1e-12)
+        ours.lam = 0.0
+        assert (made - ours(z)).abs().max() > 1e-6  # the attention is felt in this comparison
+
+
+@pytest.mark.parametrize(("size", "first"), [(16, 1), (28, 2), (33, 3), (64, 4), (224, 14)])
+def test_the_source_has_four_blocks_at_any_size(size: int, first: int) -> None:
+    config = dataclasses.replace(ATTENTION_SOURCE, z_dim=6, width=4)
+    generator = AttentionGenerator(size, 1, config)
+    assert generator.sizes[0] == first and len(generator.blocks) == 4
+    with torch.no_grad():
+        x = generator(torch.randn(2, 6))
+    assert x.shape == (2, 1, size, size) and x.min() >= 0 and x.max() <= 1
+
+
 # ---------------------------------------------------------------- gradients
 
 
 @pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("softmax", ["spatial", "channel"])
+@pytest.mark.parametrize("softmax", ["spatial", "spatial-per-channel", "channel"])
 def test_gradient_of_the_attention(softmax: str, train: bool) -> None:
     module = attention(3, lam=2.0, softmax=softmax, rescale=True).train(train)
     f = normal(2, 3, 5, 4).requires_grad_()
@@ -385,6 +503,15 @@ def test_other_options_out_of_range_are_refused() -> None:
         AttentionConfig(softmax="spacial")
     with pytest.raises(InputError, match="transposed"):
         GeneratorConfig(upsample="transpose")
+    with pytest.raises(InputError, match="tanh"):
+        GeneratorConfig(output="relu")
+    with pytest.raises(InputError, match="blocks"):
+        GeneratorConfig(blocks=0)
+    with pytest.raises(InputError, match="32"):
+        AttentionGenerator(16, 1, GeneratorConfig(6, 4, blocks=5))
+    for wrong in ({"reduction": 0}, {"growth": 0}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            AttentionConfig(**wrong)
     with pytest.raises(InputError):
         GeneratorConfig(z_dim=0)
     with pytest.raises(InputError):

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from dfkd_lite.errors import InputError
+from dfkd_lite.generator import ATTENTION_SOURCE
 from dfkd_lite.presets import PRESETS, preset
 from dfkd_lite.settings import override
 
@@ -29,6 +30,14 @@ def test_the_paper_s_preset_holds_table_1():
     }
     assert table.pop("meta_learning") == "enabled" and paper.method.meta.kind != "none"
     assert ours == {name: float(value) for name, value in table.items()}
+
+
+def test_the_paper_s_preset_and_one_for_the_digits_have_the_generator_of_its_source():
+    assert preset("paper").method.generator == ATTENTION_SOURCE
+    source, lite = preset("attention-source"), preset("lite")
+    assert dataclasses.replace(source.method.generator, width=64) == ATTENTION_SOURCE
+    same = dataclasses.replace(source.method, generator=lite.method.generator)
+    assert dataclasses.replace(source, method=same) == lite
 
 
 def test_unknown_preset_offers_the_nearest():
