@@ -29,7 +29,7 @@ from dfkd_lab.cost import Cost, measure_cost
 from dfkd_lab.file import Run, read_experiment, select
 from dfkd_lab.runner import Place
 from dfkd_lite.data import ImageData, Split
-from dfkd_lite.records import environment, plain
+from dfkd_lite.records import RECORDS, environment, plain
 from dfkd_lite.storage.files import write_json
 
 #: Data set -> channels, side in pixels, classes, training images.
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    place = Place(data={}, device=options.device, progress=False)
+    place = Place(data={}, records=RECORDS, device=options.device, progress=False)
     runs = [run for name in options.experiments for run in read_experiment(name)]
     runs = [replace(run, threads=options.threads) for run in runs if run.seed == 0]
     known: dict[str, Cost] = {}

@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=RECORDS)
     options = parser.parse_args()
-    place = Place(data={"pneumoniamnist": options.data}, work=options.work)
+    place = Place({"pneumoniamnist": options.data}, RECORDS, options.work)
     for run in tqdm(read_experiment(EXPERIMENT)):
         weights = place.folder(run) / "student.safetensors"
         if not weights.exists() or (options.out / "medical" / f"{run.name}.json").exists():

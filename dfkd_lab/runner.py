@@ -26,7 +26,6 @@ from dfkd_lite.measure.fidelity import IMAGES, image_report
 from dfkd_lite.measure.signs import data_free_signs
 from dfkd_lite.networks import NetworkSpec, build, count_parameters
 from dfkd_lite.records import (
-    RECORDS,
     described,
     environment,
     peak_memory,
@@ -52,7 +51,7 @@ class Place:
     """
 
     data: Mapping[str, str]
-    records: Path = RECORDS
+    records: Path
     work: Path = Path("runs")
     device: str = "auto"
     resume: bool = False

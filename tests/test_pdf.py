@@ -111,6 +111,13 @@ def test_every_plotly_figure_is_printed(name, chapters):
     assert [label for label in labels if squeezed(label) not in text] == []
 
 
+def test_no_path_of_this_machine_in_the_pages():
+    """Defaults of the API's signatures are the likely place."""
+    pages = sorted(HTML.glob("*.html"))
+    assert pages
+    assert [p.name for p in pages if str(ROOT) in p.read_text(encoding="utf-8")] == []
+
+
 @pytest.mark.slow
 def test_no_path_of_this_machine(document):
     for page in document.pages:
