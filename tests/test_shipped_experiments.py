@@ -1,5 +1,6 @@
 """What ships is true: files that read, records made with their settings, one repeated exactly."""
 
+import dataclasses
 import hashlib
 import json
 
@@ -8,11 +9,16 @@ import torch
 
 from dfkd_lab.file import EXPERIMENTS, read_experiment
 from dfkd_lab.runner import Place, execute
+from dfkd_lite.generator import ATTENTION_SOURCE
 from dfkd_lite.records import RECORDS, check_record, environment, paper_table, plain, read_records
 from dfkd_lite.storage.shipped import SHIPPED
 from dfkd_lite.storage.weights import load_network
 
-NEWER = ("precision", "compile")  # settings that older records do not have yet
+# settings that older records do not have yet, and what their runs had
+NEWER = {
+    **{"precision": "float32", "compile": False, "reduction": 8, "growth": 1, "batch_norm": True},
+    **{"blocks": None, "halving": False, "output": "sigmoid"},
+}
 MEASURED = [
     path.stem for path in sorted(EXPERIMENTS.glob("*.yaml")) if (RECORDS / path.stem).is_dir()
 ]
@@ -46,6 +52,14 @@ def test_there_is_a_cell_for_every_number_of_the_papers_tables():
     assert found == wanted
 
 
+def completed(kept, ours):
+    """A record's settings with those that are newer than it."""
+    if not (isinstance(kept, dict) and isinstance(ours, dict)):
+        return kept
+    newer = {k: v for k, v in NEWER.items() if k in ours}
+    return {k: completed(v, ours.get(k)) for k, v in (newer | kept).items()}
+
+
 @pytest.mark.parametrize("experiment", MEASURED)
 def test_records_have_the_settings_of_their_file(experiment):
     runs = {run.name: run for run in read_experiment(experiment)}
@@ -55,8 +69,23 @@ def test_records_have_the_settings_of_their_file(experiment):
         for part in ("teach", "distill", "method"):
             kept = record["settings"][part]
             ours = plain(getattr(run, part))
-            ours = {k: v for k, v in ours.items() if k in kept or k not in NEWER}
-            assert kept == ours, (record["name"], part)
+            assert completed(kept, ours) == ours, (record["name"], part)
+
+
+def test_the_variant_source_is_the_generator_of_the_papers_source():
+    found = {run.variant: run.method.generator for run in read_experiment("variants")}
+    source = dataclasses.replace(ATTENTION_SOURCE, width=32)
+    assert found["source"] == source
+    assert found["source-none"] == dataclasses.replace(source, attention=None)
+    module = dataclasses.replace(source.attention, lam=0.05)
+    assert found["source-0.05"] == dataclasses.replace(source, attention=module)
+    module = dataclasses.replace(source.attention, softmax="channel")
+    assert found["source-channel"] == dataclasses.replace(source, attention=module)
+    assert found["attention-module"].attention == source.attention
+    for run in [*read_experiment("table2"), *read_experiment("table6")]:
+        ours = run.method.generator
+        module = dataclasses.replace(ATTENTION_SOURCE.attention, lam=ours.attention.lam)
+        assert ours == dataclasses.replace(ATTENTION_SOURCE, attention=module)
 
 
 def test_every_record_fits_the_schema_and_is_of_committed_code():
