@@ -108,9 +108,11 @@ def test_the_newest_dated_change_the_citation_and_the_tag_are_one_release():
     assert date == str(citation["date-released"])
 
 
-def test_gradescope_installs_the_release():
+def test_what_pages_tell_people_to_install_is_the_release():
     page = (ROOT / "book" / "course-instructors.md").read_text(encoding="utf-8")
     assert re.findall(r"/archive/(\S+)\.zip", page) == [f"refs/tags/{colab.release_tag()}"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"@ git\+[^@\s]+@([^\s\"]+)", readme) == [colab.release_tag()]
 
 
 def test_the_citation_has_the_form_of_the_citation_file_format():
