@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -18,6 +19,8 @@ BOOK = ROOT / "book"
 BUILD = ROOT / "_build"
 NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
 CHAPTERS = [path for path in NOTEBOOKS if re.match(r"\d\d-", path.name)]
+MASTERS = sorted((BOOK / "assignments").glob("*.ipynb"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 PAPER_EQUATIONS = {str(number) for number in range(1, 24)}
 
@@ -110,10 +113,32 @@ def test_install_cell_follows_the_configuration(path):
     assert cells(path)[0]["cell_type"] == "markdown"
 
 
-def test_install_cell_names_repository_and_branch():
-    config = {"repository": {"url": "https://example.org/a/b", "branch": "next"}}
+def test_install_cell_names_the_repository_and_the_release_of_this_version():
+    config = {"repository": {"url": "https://example.org/a/b"}}
     source = "".join(colab.install_cell(config)["source"])
-    assert 'pip install -q "dfkd_lite[export] @ git+https://example.org/a/b@next"' in source
+    tag = f"v{PROJECT['version']}"
+    assert f'pip install -q "dfkd_lite[export] @ git+https://example.org/a/b@{tag}"' in source
+
+
+def test_the_tag_follows_the_version(tmp_path):
+    project = tmp_path / "pyproject.toml"
+    project.write_text('[project]\nversion = "2.3.4"\n', encoding="utf-8")
+    assert colab.release_tag(project) == "v2.3.4"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_address_that_pip_installs_from_has_the_tag(path):
+    """Chapter 11 installs two distributions: both are of one release."""
+    refs = re.findall(r"@ git\+[^@\s\"]+@([^#\"]+)", text(path, "code"))
+    assert refs and {*refs} == {f"v{PROJECT['version']}"}
+
+
+@pytest.mark.parametrize("path", MASTERS, ids=lambda path: path.stem)
+def test_a_hand_out_links_to_pages_and_not_to_sources_without_outputs(path):
+    links = re.findall(r"\]\((http[^)]+)\)", text(path, "markdown"))
+    pages = CONFIG["html"]["baseurl"]
+    ours = {link for link in links if "dfkd-lite" in link}
+    assert ours and ours <= {f"{pages}{chapter.stem}.html" for chapter in NOTEBOOKS}
 
 
 def test_a_replaced_or_lost_package_is_noticed():
@@ -128,6 +153,15 @@ def test_a_replaced_or_lost_package_is_noticed():
 def test_every_equation_of_the_paper_has_one_home():
     tags = [n for path in NOTEBOOKS for n in re.findall(r"\\tag\{(\d+)\}", text(path, "markdown"))]
     assert sorted(tags, key=int) == sorted(PAPER_EQUATIONS, key=int)
+
+
+def test_the_bibliography_holds_what_is_cited_and_nothing_else():
+    sources = [text(path, "markdown") for path in NOTEBOOKS]
+    sources += [path.read_text(encoding="utf-8") for path in BOOK.glob("*.md")]
+    cited = re.findall(r"\{cite:\w+\}`([^`]+)`", "\n".join(sources))
+    keys = re.findall(r"(?m)^@\w+\{(.+),$", (BOOK / "references.bib").read_text("utf-8"))
+    assert len(keys) == len(set(keys)), "an entry is there twice"
+    assert set(keys) == {key.strip() for keys in cited for key in keys.split(",")}
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)

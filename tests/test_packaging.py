@@ -5,6 +5,7 @@ What travels in the wheels is what chapters read.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -96,7 +97,29 @@ def test_version_is_said_once():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     networks = tomllib.loads((ROOT / "data" / "pyproject.toml").read_text(encoding="utf-8"))
     assert citation["version"] == networks["project"]["version"] == PROJECT["version"]
-    assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_newest_dated_change_the_citation_and_the_tag_are_one_release():
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    dated = re.findall(r"(?m)^## (\S+) \((\d{4}-\d\d-\d\d), tag `(\S+)`\)$", changes)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    version, date, tag = dated[0]
+    assert version == PROJECT["version"] and tag == colab.release_tag()
+    assert date == str(citation["date-released"])
+
+
+def test_what_pages_tell_people_to_install_is_the_release():
+    page = (ROOT / "book" / "course-instructors.md").read_text(encoding="utf-8")
+    assert re.findall(r"/archive/(\S+)\.zip", page) == [f"refs/tags/{colab.release_tag()}"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"@ git\+[^@\s]+@([^\s\"]+)", readme) == [colab.release_tag()]
+
+
+def test_the_citation_has_the_form_of_the_citation_file_format():
+    check = [sys.executable, "-m", "check_jsonschema", "CITATION.cff"]
+    check += ["--builtin-schema", "vendor.citation-file-format"]
+    done = subprocess.run(check, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Writes the cell that installs the package on Colab into every notebook; `make format` calls it.
 
-Its text follows `repository` in _config.yml, as the "Open in Colab" links do. In a notebook that
-reads a network which does not come with the package, it installs the others as well (data/).
+It names the repository of _config.yml and the release's tag, which follows the version in
+pyproject.toml. In a notebook that reads a network which does not come with the package, it installs
+the others as well (data/).
 """
 
 import json
@@ -18,10 +19,10 @@ CELL = """\
 import importlib.util
 
 if importlib.util.find_spec("dfkd_lite") is None:  # on Colab; elsewhere it is there already
-    %pip install -q "dfkd_lite[export] @ git+{url}@{branch}"
+    %pip install -q "dfkd_lite[export] @ git+{url}@{tag}"
 """
 NETWORKS = """\
-    %pip install -q "dfkd_lite_networks @ git+{url}@{branch}#subdirectory=data"
+    %pip install -q "dfkd_lite_networks @ git+{url}@{tag}#subdirectory=data"
 """
 
 
@@ -33,11 +34,15 @@ def reads_networks(notebook: dict) -> bool:
     return any(fnmatch(path.as_posix(), pattern) for path in read for pattern in patterns)
 
 
+def release_tag(project: Path = ROOT / "pyproject.toml") -> str:
+    """Return the name of the git tag that belongs to the version in a project's file."""
+    return "v" + tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"]
+
+
 def install_cell(config: dict, networks: bool = False) -> dict:
     """Return the code cell for a configuration's repository; ``networks`` adds the larger ones."""
-    repository = config["repository"]
     text = CELL + (NETWORKS if networks else "")
-    source = text.format(url=repository["url"], branch=repository["branch"]).strip()
+    source = text.format(url=config["repository"]["url"], tag=release_tag()).strip()
     return {
         "cell_type": "code",
         "execution_count": None,
