@@ -35,7 +35,7 @@ class AdiConfig:
     steps: int = 2000  # on the pixels of a batch: paper, and their code
     lr: float = 0.05  # Adam: paper (their code: 0.1)
     bn_weight: float = 10.0  # paper, one of several values (their code: 100)
-    tv_weight: float = 2.5e-5  # paper, and their code; of another sum: see above
+    tv_weight: float = 2.5e-5  # paper, and their code; of another sum (adi.py)
     l2_weight: float = 3e-8  # paper (their code: 0)
     competition_weight: float = 10.0  # of 1 - JS: paper; 0 (their code): DeepInversion
     jitter: int = 2  # pixels by which the batch is rolled in each step, at most: their code

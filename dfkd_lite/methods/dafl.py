@@ -30,7 +30,7 @@ class DaflConfig(DivergenceConfig):
     """Published values for CIFAR-10, of the authors' command for it; ``DAFL-train.py`` in
     huawei-noah/Efficient-Computing has those for MNIST as its defaults."""
 
-    # their length of z (MNIST 100); the networks differ: see above
+    # their length of z (MNIST 100); the networks differ (dafl.py)
     generator: GeneratorConfig = field(default_factory=lambda: plain_generator(z_dim=1000))
     synthesis_batch: int = 1024  # MNIST 512
     lr: float = 0.02  # of the generator, Adam; MNIST 0.2

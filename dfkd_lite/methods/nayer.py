@@ -41,7 +41,7 @@ class NayerConfig:
 
     # width of the noisy layer's output: datafree_kd.py
     generator: GeneratorConfig = field(default_factory=lambda: plain_generator(z_dim=1000))
-    embedding: str = "names"  # ours: see above
+    embedding: str = "names"  # ours (nayer.py)
     synthesis_batch: int = 400  # script
     steps: int = 40  # of the generator, per batch: script; CIFAR-10: 30
     loops: int = 2  # batches per call, each with its own layers: script

@@ -34,7 +34,7 @@ class ZsktConfig(DivergenceConfig):
     """Published values: the defaults of ``main.py`` and ``solver.py`` in
     polo5/ZeroShotKnowledgeTransfer."""
 
-    # main.py's length of z; the network differs: see above
+    # main.py's length of z; the network differs (zskt.py)
     generator: GeneratorConfig = field(default_factory=lambda: plain_generator(z_dim=100))
     betas: tuple[float, float] = (0.9, 0.999)  # Adam's own: solver.py
     schedule: str = "cosine"  # solver.py
