@@ -1,5 +1,6 @@
 """What ships is true: files that read, records made with their settings, one repeated exactly."""
 
+import csv
 import dataclasses
 import hashlib
 import json
@@ -9,6 +10,7 @@ import torch
 
 from dfkd_lab.file import EXPERIMENTS, read_experiment
 from dfkd_lab.runner import Place, execute
+from dfkd_lite import preset
 from dfkd_lite.generator import ATTENTION_SOURCE
 from dfkd_lite.records import RECORDS, check_record, environment, paper_table, plain, read_records
 from dfkd_lite.storage.shipped import SHIPPED
@@ -146,3 +148,18 @@ def test_a_shipped_record_is_repeated_to_the_last_digit(tmp_path):
     for role, report in shipped["last"].items():
         ours = again["last"][role]["accuracy"]
         assert ours == pytest.approx(report["accuracy"], abs=0.1), role
+
+
+def test_the_trials_name_records_and_zskt_has_the_weight_with_the_best_mean():
+    with (SHIPPED / "tuning.csv").open(encoding="utf-8") as file:
+        named = {row["records"] for row in csv.DictReader(file) if row["records"]}
+    assert len(named) == 6
+    for experiment, variant in (name.split("/") for name in named):
+        assert variant in {record["variant"] for record in read_records(experiment)}
+    right = {}
+    for record in read_records("zskt-attention"):
+        weight = record["settings"]["method"]["attention_weight"]
+        right.setdefault(weight, []).append(record["last"]["student"]["accuracy"])
+    assert {len(values) for values in right.values()} == {3}
+    best = max(right, key=lambda weight: sum(right[weight]))
+    assert preset("lite").of_method("zskt").method.attention_weight == best == 100

@@ -28,18 +28,20 @@ from .generative import Best, logged
 
 @dataclass(frozen=True)
 class AdiConfig:
-    """Published values for CIFAR-10."""
+    """Published values for CIFAR-10: of the paper, or of ``cifar10/deepinversion_cifar10.py`` in
+    NVlabs/DeepInversion (below: their code), whose other defaults are not the paper's."""
 
-    synthesis_batch: int = 256
-    steps: int = 2000  # on the pixels of a batch
-    lr: float = 0.05  # Adam
-    bn_weight: float = 10.0
-    tv_weight: float = 2.5e-5
-    l2_weight: float = 3e-8
-    competition_weight: float = 10.0  # of 1 - JS; 0: DeepInversion
-    jitter: int = 2  # pixels by which the batch is rolled in each step, at most
-    flip: bool = False  # mirror the batch in half of the steps: for ImageNet
-    temperature: float = 3.0  # of the Jensen-Shannon divergence, and of the student's KL
+    synthesis_batch: int = 256  # paper, and their code
+    steps: int = 2000  # on the pixels of a batch: paper, and their code
+    lr: float = 0.05  # Adam: paper (their code: 0.1)
+    bn_weight: float = 10.0  # paper, one of several values (their code: 100)
+    tv_weight: float = 2.5e-5  # paper, and their code; of another sum (adi.py)
+    l2_weight: float = 3e-8  # paper (their code: 0)
+    competition_weight: float = 10.0  # of 1 - JS: paper; 0 (their code): DeepInversion
+    jitter: int = 2  # pixels by which the batch is rolled in each step, at most: their code
+    flip: bool = False  # mirror the batch in half of the steps: only their ImageNet code
+    # of the Jensen-Shannon divergence: their code; and of the student's KL: ours
+    temperature: float = 3.0
 
     def __post_init__(self) -> None:
         check_range("synthesis_batch", self.synthesis_batch, 2)

@@ -18,7 +18,7 @@ from .base import Logs, Method, SpatialMethod
 class NoiseConfig:
     """Settings of noise images, whose pixels are independent: no data and no generator."""
 
-    synthesis_batch: int = 128
+    synthesis_batch: int = 128  # as the method, Table 1
     temperature: float = 20.0  # as the method, Table 1
 
     def __post_init__(self) -> None:
@@ -50,10 +50,10 @@ class GivenConfig:
     """Settings of given images: the real ones as an upper bound, or another data set."""
 
     images: Tensor  # uint8 (N, C, H, W)
-    synthesis_batch: int = 128
+    synthesis_batch: int = 128  # as the method, Table 1
     temperature: float = 20.0  # as the method, Table 1
     beta: float = 0.0  # Eq. 17; 0: plain distillation, without MSARC
-    msarc: MsarcConfig = field(default_factory=MsarcConfig)
+    msarc: MsarcConfig = field(default_factory=MsarcConfig)  # Eqs. 9 and 15
 
     def __post_init__(self) -> None:
         check_range("synthesis_batch", self.synthesis_batch, 1)

@@ -27,23 +27,26 @@ from .generative import Best, logged, new_generator, plain_generator, redraw
 
 @dataclass(frozen=True)
 class CmiConfig:
-    """Published values for CIFAR, for a run without a pool of earlier inversions."""
+    """Published values for CIFAR, for a run without a pool of earlier inversions: the script
+    ``scripts/cmi/scratch_cmi_cifar10_wrn402_wrn161.sh`` in zju-vipa/CMI, or its code."""
 
-    generator: GeneratorConfig = field(default_factory=plain_generator)
-    synthesis_batch: int = 256
-    steps: int = 200  # of a generator, which is then thrown away
-    lr: float = 1e-3  # of generator, latents and head: Adam
-    bn_weight: float = 1.0
-    class_weight: float = 1.0  # 0.5 with a pool of earlier inversions
-    adversarial_weight: float = 0.5  # counted where both networks agree
-    contrast_weight: float = 0.8
-    contrast_temperature: float = 0.1
-    bank_size: int = 40_960  # earlier images, of which the features of two views are kept
-    negatives: int = 4096  # of these, drawn for each step
-    head: int = 256  # dimensions of the sphere
-    shift: int = 4  # of the global view; borders are mirrored here, black in the authors' code
-    flip: bool = True  # of both views
-    temperature: float = 20.0  # of the student's KL divergence
+    generator: GeneratorConfig = field(default_factory=plain_generator)  # its shape: their code
+    synthesis_batch: int = 256  # script
+    steps: int = 200  # of a generator, which is then thrown away: script
+    lr: float = 1e-3  # of generator, latents and head, Adam: script
+    bn_weight: float = 1.0  # script
+    class_weight: float = 1.0  # script; 0.5 with a pool of earlier inversions
+    adversarial_weight: float = 0.5  # script; counted where both networks agree
+    contrast_weight: float = 0.8  # script
+    contrast_temperature: float = 0.1  # script
+    # earlier images, of which the features of two views are kept: contrastive.py
+    bank_size: int = 40_960
+    negatives: int = 4096  # of these, drawn for each step: contrastive.py
+    head: int = 256  # dimensions of the sphere: datafree_kd.py
+    # of the global view: contrastive.py; borders are mirrored here, black there
+    shift: int = 4
+    flip: bool = True  # of both views: contrastive.py
+    temperature: float = 20.0  # of the student's KL divergence: script
 
     def __post_init__(self) -> None:
         check_range("synthesis_batch", self.synthesis_batch, 2)

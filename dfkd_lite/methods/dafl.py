@@ -27,12 +27,14 @@ from .generative import logged, plain_generator
 
 @dataclass(frozen=True)
 class DaflConfig(DivergenceConfig):
-    """Published values for CIFAR-10 unless said otherwise."""
+    """Published values for CIFAR-10, of the authors' command for it; ``DAFL-train.py`` in
+    huawei-noah/Efficient-Computing has those for MNIST as its defaults."""
 
+    # their length of z (MNIST 100); the networks differ (dafl.py)
     generator: GeneratorConfig = field(default_factory=lambda: plain_generator(z_dim=1000))
-    synthesis_batch: int = 1024
-    lr: float = 0.02
-    betas: tuple[float, float] = (0.9, 0.999)  # Adam's own
+    synthesis_batch: int = 1024  # MNIST 512
+    lr: float = 0.02  # of the generator, Adam; MNIST 0.2
+    betas: tuple[float, float] = (0.9, 0.999)  # Adam's own, as in their code
     one_hot_weight: float = 0.05  # MNIST 1, CIFAR-100 0.5
     entropy_weight: float = 5 / math.log(10)  # 5 (MNIST 5, CIFAR-100 20) to 10; here in nats
     activation_weight: float = 0.01  # MNIST 0.1, CIFAR-100 0.1

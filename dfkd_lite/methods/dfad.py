@@ -21,12 +21,13 @@ from .generative import logged
 
 @dataclass(frozen=True)
 class DfadConfig(GenerativeConfig):
-    """Published values for CIFAR."""
+    """Published values for CIFAR: ``DFAD_cifar.py`` in VainF/Data-Free-Adversarial-Distillation."""
 
-    synthesis_batch: int = 256
-    betas: tuple[float, float] = (0.9, 0.999)  # Adam's own
+    synthesis_batch: int = 256  # DFAD_cifar.py
+    betas: tuple[float, float] = (0.9, 0.999)  # Adam's own: DFAD_cifar.py
+    # DFAD_cifar.py with --scheduler drops at epochs 100 and 200; as fifths of its 500 epochs
     schedule: str = "fifths"
-    fresh: int = 5  # a new batch for each of the student's five steps
+    fresh: int = 5  # a new batch for each of the student's five steps: DFAD_cifar.py
 
 
 class Dfad(Generative):

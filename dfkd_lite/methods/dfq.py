@@ -24,12 +24,12 @@ from .generative import logged
 
 @dataclass(frozen=True)
 class DfqConfig(DivergenceConfig):
-    """Values of the re-implementation named above, for CIFAR."""
+    """Values of the re-implementation named above, for CIFAR: ``DFQ.py`` in Hao840/CDFKD-MFS."""
 
-    synthesis_batch: int = 256
-    schedule: str = "cosine"
-    fresh: int = 5  # a new batch for each of the student's five steps
-    prior_weight: float = 0.1  # of the statistics and both entropies together
+    synthesis_batch: int = 256  # DFQ.py
+    schedule: str = "cosine"  # DFQ.py
+    fresh: int = 5  # a new batch for each of the student's five steps: DFQ.py
+    prior_weight: float = 0.1  # of the statistics and both entropies together: DFQ.py
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -30,15 +30,18 @@ class FastDfkdConfig(FsscConfig):
 
     Other published values: for pairs of WRNs, class weight 0.4 and adversarial weight 1.1; from
     VGG, adversarial weight 1; with 2 steps, lr 0.005 and lr_z 0.015; with 10 steps, 0.002 and 0.01.
+    All are in ``scripts/fast_cifar.sh`` of zju-vipa/Fast-Datafree.
     """
 
-    generator: GeneratorConfig = field(default_factory=plain_generator)
+    generator: GeneratorConfig = field(default_factory=plain_generator)  # its shape: their code
+    # fast_cifar.sh
     meta: MetaConfig = field(default_factory=lambda: MetaConfig(steps=5, lr=0.003, lr_z=0.01))
-    synthesis_batch: int = 256
+    synthesis_batch: int = 256  # fast_cifar.sh: --batch_size
     beta: float = 0.0  # no MSARC
-    reset_at: float = 140 / 220  # share of the run after which the first layer is drawn anew
-    shift: int = 4  # of what the networks see while images are made
-    flip: bool = True
+    # share of the run after which the first layer is drawn anew: their code, of 220 epochs
+    reset_at: float = 140 / 220
+    shift: int = 4  # of what the networks see while images are made: their code
+    flip: bool = True  # the same
 
     def __post_init__(self) -> None:
         super().__post_init__()

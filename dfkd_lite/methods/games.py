@@ -31,13 +31,14 @@ SCHEDULES = {
 class GenerativeConfig:
     """Settings that these methods share. Each method extends them with the values of its paper."""
 
-    generator: GeneratorConfig = field(default_factory=plain_generator)
-    synthesis_batch: int = 128
-    steps: int = 1  # of the generator, per episode
-    lr: float = 1e-3  # of the generator: Adam
-    betas: tuple[float, float] = (0.5, 0.999)
-    schedule: str = "constant"  # of lr: see SCHEDULES
-    fresh: int = 0  # new batches for the student after the steps; 0: it gets the last step's images
+    generator: GeneratorConfig = field(default_factory=plain_generator)  # ours: one for all
+    synthesis_batch: int = 128  # ZSKT; each of the others has its own
+    steps: int = 1  # of the generator, per episode: all four
+    lr: float = 1e-3  # of the generator, Adam: ZSKT, DFAD and DFQ
+    betas: tuple[float, float] = (0.5, 0.999)  # DFQ in CDFKD-MFS; the others have Adam's own
+    schedule: str = "constant"  # of lr: see SCHEDULES; DAFL
+    # new batches for the student after the steps; 0: it gets the last step's images (DAFL, ZSKT)
+    fresh: int = 0
 
     def __post_init__(self) -> None:
         check_range("synthesis_batch", self.synthesis_batch, 2)
@@ -51,7 +52,7 @@ class GenerativeConfig:
 class DivergenceConfig(GenerativeConfig):
     """The same settings for a method whose student learns by a KL divergence."""
 
-    temperature: float = 1.0
+    temperature: float = 1.0  # DAFL, ZSKT, DFQ: their KL has none
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,15 +28,15 @@ class LsGdfdConfig:
     """Settings of LS-GDFD. The paper names no number of generators for CIFAR; two show the idea on
     ten classes. Weights, momentum and temperature are FastDFKD's, the rest is ours."""
 
-    generator: GeneratorConfig = field(default_factory=plain_generator)
-    generators: int = 2  # each for an equal part of the classes
-    synthesis_batch: int = 256
-    steps: int = 1000  # of the generators, before the student's first step
-    lr: float = 1e-3  # Adam
-    bn_weight: float = 10.0
-    bn_momentum: float = 0.9  # the statistics matched are moving averages
-    class_weight: float = 1.0
-    temperature: float = 20.0
+    generator: GeneratorConfig = field(default_factory=plain_generator)  # ours: one for all
+    generators: int = 2  # each for an equal part of the classes: ours
+    synthesis_batch: int = 256  # FastDFKD
+    steps: int = 1000  # of the generators, before the student's first step: ours
+    lr: float = 1e-3  # Adam: ours, as CMI
+    bn_weight: float = 10.0  # FastDFKD
+    bn_momentum: float = 0.9  # moving averages: the paper; the value: FastDFKD
+    class_weight: float = 1.0  # ours
+    temperature: float = 20.0  # FastDFKD
 
     def __post_init__(self) -> None:
         for name in ("generators", "steps"):

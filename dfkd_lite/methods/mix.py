@@ -31,15 +31,15 @@ from .generative import logged
 class MixConfig(FsscConfig):
     """Settings of FSSC, and of the parts from other methods, which are off by default."""
 
-    divergence: str = "kl"  # what student and teacher should differ in: see DIVERGENCES
+    divergence: str = "kl"  # what student and teacher should differ in: see DIVERGENCES; Eq. 16
     contrast_weight: float = 0.0  # CMI: 0.8
-    contrast_temperature: float = 0.1  # CMI, as the next three
-    bank_size: int = 40_960
-    negatives: int = 4096
-    head: int = 256
-    head_lr: float = 1e-3
-    shift: int = 4  # of the views of contrast, as the next: CMI
-    flip: bool = True
+    contrast_temperature: float = 0.1  # CMI
+    bank_size: int = 40_960  # CMI
+    negatives: int = 4096  # CMI
+    head: int = 256  # CMI
+    head_lr: float = 1e-3  # CMI
+    shift: int = 4  # of the views of contrast: CMI
+    flip: bool = True  # of the views of contrast: CMI
     exchange: float = 0.0  # SpaceshipNet: 0.7, the probability for a batch; 0: no mixtures
     memory: int = 200  # batches remembered; SpaceshipNet
 

@@ -36,23 +36,25 @@ EMBEDDINGS = ("one-hot", "names")
 
 @dataclass(frozen=True)
 class NayerConfig:
-    """Published values for CIFAR-100, from WRN-40-2 to WRN-16-2."""
+    """Published values for CIFAR-100, from WRN-40-2 to WRN-16-2: ``scripts/nayer_100.sh`` in
+    tmtuan1307/NAYER (below: script), or the defaults of its ``datafree_kd.py``."""
 
+    # width of the noisy layer's output: datafree_kd.py
     generator: GeneratorConfig = field(default_factory=lambda: plain_generator(z_dim=1000))
-    embedding: str = "names"
-    synthesis_batch: int = 400
-    steps: int = 40  # of the generator, per batch; CIFAR-10: 30
-    loops: int = 2  # batches per call, each with its own layers
-    warm_up_loops: int = 10  # the same in the warm-up
-    lr: float = 4e-3  # of generator and noisy layer: Adam
-    life: int = 10  # calls after which the generator is drawn anew
-    bn_weight: float = 10.0
-    bn_momentum: float = 0.9  # moving average of the batch statistics
-    class_weight: float = 0.5
-    adversarial_weight: float = 1.33  # counted where both networks agree
-    temperature: float = 20.0
-    shift: int = 4  # of what the networks see while images are made
-    flip: bool = True
+    embedding: str = "names"  # ours (nayer.py)
+    synthesis_batch: int = 400  # script
+    steps: int = 40  # of the generator, per batch: script; CIFAR-10: 30
+    loops: int = 2  # batches per call, each with its own layers: script
+    warm_up_loops: int = 10  # the same in the warm-up: script
+    lr: float = 4e-3  # of generator and noisy layer, Adam: script
+    life: int = 10  # calls after which the generator is drawn anew: script
+    bn_weight: float = 10.0  # script
+    bn_momentum: float = 0.9  # moving average of the batch statistics: datafree_kd.py
+    class_weight: float = 0.5  # script
+    adversarial_weight: float = 1.33  # script; counted where both networks agree
+    temperature: float = 20.0  # datafree_kd.py
+    shift: int = 4  # of what the networks see while images are made: their code
+    flip: bool = True  # their code
 
     def __post_init__(self) -> None:
         choose("embedding", self.embedding, EMBEDDINGS)

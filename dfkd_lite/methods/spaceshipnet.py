@@ -35,21 +35,23 @@ from .generative import Best, logged, new_generator, plain_generator
 
 @dataclass(frozen=True)
 class SpaceshipNetConfig:
-    """Published values for CIFAR."""
+    """Published values for CIFAR: the file of ``code/SpaceshipNet/scripts`` in skgyu/SpaceshipNet
+    for CIFAR-100, ResNet-34 to ResNet-18 (below: script), or their code."""
 
-    generator: GeneratorConfig = field(default_factory=plain_generator)
-    synthesis_batch: int = 256
-    steps: int = 200  # of the generator, an episode
-    lr: float = 1e-3  # of Adam, which starts anew in each episode
-    bn_weight: float = 1.0
-    class_weight: float = 0.5
-    exchange: float = 0.7  # probability that a batch's channels are exchanged
-    memory: int = 200  # batches remembered
-    shift: int = 4  # of all that teacher and student see; the loop's pool is not used
-    flip: bool = True
-    cam_weight: float = 1.0  # of the maps of all classes
-    grad_cam_weight: float = 1.0
-    temperature: float = 30.0
+    generator: GeneratorConfig = field(default_factory=plain_generator)  # script: CMI's
+    synthesis_batch: int = 256  # script
+    steps: int = 200  # of the generator, an episode: script
+    lr: float = 1e-3  # of Adam, which starts anew in each episode: script
+    bn_weight: float = 1.0  # script
+    class_weight: float = 0.5  # script
+    exchange: float = 0.7  # probability that a batch's channels are exchanged: script
+    memory: int = 200  # batches remembered: one for each of the script's 200 epochs
+    # of all that teacher and student see (the loop's pool is not used): their code
+    shift: int = 4
+    flip: bool = True  # their code
+    cam_weight: float = 1.0  # of the maps of all classes: script
+    grad_cam_weight: float = 1.0  # script
+    temperature: float = 30.0  # script
 
     def __post_init__(self) -> None:
         check_range("synthesis_batch", self.synthesis_batch, 2)

@@ -31,13 +31,15 @@ from .generative import logged, plain_generator
 
 @dataclass(frozen=True)
 class ZsktConfig(DivergenceConfig):
-    """Published values for CIFAR-10."""
+    """Published values: the defaults of ``main.py`` and ``solver.py`` in
+    polo5/ZeroShotKnowledgeTransfer."""
 
+    # main.py's length of z; the network differs (zskt.py)
     generator: GeneratorConfig = field(default_factory=lambda: plain_generator(z_dim=100))
-    betas: tuple[float, float] = (0.9, 0.999)  # Adam's own
-    schedule: str = "cosine"
-    clip: float = 5.0  # largest norm of the generator's gradient
-    attention_weight: float = 250.0  # of the attention transfer, over three stages
+    betas: tuple[float, float] = (0.9, 0.999)  # Adam's own: solver.py
+    schedule: str = "cosine"  # solver.py
+    clip: float = 5.0  # largest norm of the generator's gradient: solver.py
+    attention_weight: float = 250.0  # of the attention transfer, over three stages: main.py
 
     def __post_init__(self) -> None:
         super().__post_init__()
