@@ -3,7 +3,7 @@
 import json
 import re
 import subprocess
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from importlib.metadata import version
 from pathlib import Path
@@ -395,19 +395,24 @@ def test_map_and_status_say_what_was_measured(project):
     path.write_text(json.dumps(content))
     (record,) = run(project, path)
     table = generated.chapter_map([path], project / "out")
-    assert f"| [Title](01-one.ipynb) | It acts. | {record.seconds / 60:.1f} |" in table
+    assert f"| [Title](01-one.ipynb) | It acts. | {record.seconds / 60:.1f}" in table
     status = generated.status_page([path], project / "out")
     assert f"| [Title](01-one.ipynb) | {record.seconds:.0f} | {record.finished[:10]}" in status
     assert f"| torch | {version('torch')} |" in status
     assert record.environment["machine"] in status and "| lite | 1 |" in status
 
 
-def test_status_says_whether_the_machine_was_busy():
+def test_map_and_status_say_whether_the_machine_was_busy(tmp_path):
     quiet = Record(
         "a", "", "lite", 1.0, 0, "2026-01-01T00:00:00+00:00", 1, 2, 2.2, [], {"cores": 2}
     )
     busy = replace(quiet, load=4.0)
     assert not generated.was_busy(quiet) and generated.was_busy(busy)
+    path = tmp_path / "a.ipynb"
+    path.write_text(json.dumps({"cells": [{"source": "# A\n\nActs."}]}))
+    for record, minutes in ((quiet, "0.0"), (busy, "0.0 (busy)")):
+        (tmp_path / "a.json").write_text(json.dumps(asdict(record)))
+        assert f"| Acts. | {minutes} |" in generated.chapter_map([path], tmp_path)
     where = {"cores": 2, "device": "cpu", "machine": "m", "python": "3", "code": {"commit": "abc"}}
     where["code"]["dirty"] = False
     said = ["\n".join(generated._summary([replace(r, environment=where)])) for r in (quiet, busy)]

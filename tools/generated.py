@@ -103,7 +103,7 @@ def chapter_map(notebooks: list[Path], executed: Path) -> str:
     for path in notebooks:
         title, promise = opening(path)
         record = read_record(executed / f"{path.stem}.json")
-        minutes = f"{record.seconds / 60:.1f}" if record else ""
+        minutes = f"{record.seconds / 60:.1f}{_mark(record)}" if record else ""
         lines.append(f"| [{title}]({path.name}) | {promise} | {minutes} |")
     return "\n".join(lines)
 
@@ -123,7 +123,7 @@ def status_page(notebooks: list[Path], executed: Path) -> str:
             lines.append(
                 f"| [{opening(path)[0]}]({path.name}) | {record.seconds:.0f} "
                 f"| {when:%Y-%m-%d %H:%M} | {record.preset} | {record.retries + 1} "
-                f"| {record.load:.1f}{' (busy)' * was_busy(record)} |"
+                f"| {record.load:.1f}{_mark(record)} |"
             )
     return "\n".join([*lines, "", "## Packages", "", *_packages(), ""])
 
@@ -131,6 +131,10 @@ def status_page(notebooks: list[Path], executed: Path) -> str:
 def was_busy(record: Record) -> bool:
     """Return whether other work than the build's wanted the cores while a chapter was executed."""
     return record.load > 1.25 * max(record.environment["cores"], record.beside * record.threads)
+
+
+def _mark(record: Record) -> str:
+    return " (busy)" if was_busy(record) else ""
 
 
 def _summary(records: list[Record]) -> list[str]:
@@ -145,7 +149,8 @@ def _summary(records: list[Record]) -> list[str]:
         "Written by the build. Each chapter was executed from its source by papermill, with the "
         "parameters that it holds; pages are built from what came out, and from nothing else.",
         "",
-        f"- **Time**: the chapters' times add up to {total / 60:.1f} minutes; "
+        "- **Time**: seconds by the clock, which depend on the machine and on what else it does. "
+        f"They add up to {total / 60:.1f} minutes; "
         f"{newest.beside} ran side by side, each on "
         f"{newest.threads} thread{'s' * (newest.threads != 1)}.",
         f"- **The machine was {'busy with other work' if busy else 'quiet'}**: up to {load:.1f} "
