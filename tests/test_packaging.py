@@ -224,6 +224,10 @@ def test_every_network_is_in_one_wheel(wheels):
     assert networks == sorted(path.relative_to(ROOT / "data").as_posix() for path in here)
 
 
+# experiments of which chapters 8, 12 and 14 show pictures
+PICTURED = ("variants", "table6-digits", "methods-digits")
+
+
 @WHEELS
 def test_records_are_read_from_an_installed_package_as_from_the_checkout(installed, tmp_path):
     """And a teacher and a student of the digits are there: nothing is trained."""
@@ -231,8 +235,9 @@ def test_records_are_read_from_an_installed_package_as_from_the_checkout(install
     for path in sorted((ROOT / "data" / "records").glob("*/*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         if "experiment" in record:
-            if record["seed"] != 0 and "images_png" in record:
-                record["images_png"] = ""  # no page shows it
+            shown = record["seed"] == 0 and record["experiment"] in PICTURED
+            if not shown and "images_png" in record:
+                record["images_png"] = ""
             records.setdefault(record["experiment"], []).append(record)
     command = [sys.executable, "-c", READ, *records]
     paths = {"PYTHONPATH": str(installed), "DFKD_DATA": str(tmp_path)}

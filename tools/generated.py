@@ -134,6 +134,7 @@ def was_busy(record: Record) -> bool:
 
 
 def _mark(record: Record) -> str:
+    """Return what stands behind the time of a chapter that had to wait for other work."""
     return " (busy)" if was_busy(record) else ""
 
 

@@ -119,7 +119,7 @@ def read_records(experiment: str, folder: str | Path = RECORDS) -> list[dict[str
     """Read all records of an experiment, in order of their names.
 
     A record is one JSON file. An installed package has one archive for each experiment instead, in
-    which only records of seed 0 keep ``images_png``.
+    which only the records whose pictures a chapter shows keep ``images_png``.
 
     Raises:
         InputError: there are none, or one of them is damaged.
