@@ -487,7 +487,8 @@ CLAIMS: list[tuple[str, str, Callable]] = [
     (
         "A-reading-notes",
         "{} of 16, by chance alone. The best of eight normal draws lies about {} standard "
-        "deviations above the mean and about {} of them above the second best: a lead of about {} points",
+        "deviations above the mean and about {} of them above the second best: a lead of about "
+        "{} points",
         best_of_eight,
     ),
 ]
