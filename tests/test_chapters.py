@@ -14,6 +14,8 @@ import yaml
 from depends import data_files, declared
 from execute import execute_all, read_record
 
+from dfkd_lab.table import UNMEASURED
+
 ROOT = Path(__file__).parents[1]
 BOOK = ROOT / "book"
 BUILD = ROOT / "_build"
@@ -94,6 +96,44 @@ def test_every_declared_data_file_was_read(path):
     patterns = declared(json.loads(path.read_text(encoding="utf-8")))
     patterns = [p for p in patterns if data_files(ROOT, [p])]  # else not measured yet
     assert [p for p in patterns if not any(fnmatch(name, p) for name in opened)] == []
+
+
+def tables(path: Path) -> list[list[list[str]]]:
+    """The Markdown tables that an executed notebook shows: rows of cells, the head first."""
+    found: list[list[list[str]]] = []
+    for cell in cells(path, "code"):
+        for output in cell["outputs"]:
+            lines = "".join(output.get("data", {}).get("text/markdown", "")).splitlines()
+            for before, line in zip(["", *lines], lines, strict=False):
+                if line.startswith("|"):
+                    found += [] if before.startswith("|") else [[]]
+                    found[-1].append([c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]])
+    return [[table[0], *table[2:]] for table in found]
+
+
+def untold(table: list[list[str]]) -> list[str]:
+    """Columns by their head, and rows by their first cell, in which nothing is measured."""
+    head, *rows = table
+    columns = [name for name, *column in zip(head, *rows, strict=True) if nothing(column)]
+    return columns + [row[0] for row in rows if nothing(row[1:])]
+
+
+def nothing(column: list[str]) -> bool:
+    return bool(column) and all(UNMEASURED in cell for cell in column)
+
+
+def test_an_empty_column_and_an_empty_row_are_found():
+    table = [["", "paper", "ours"], ["a", "1", f"ours: {UNMEASURED}"], ["b", "2", UNMEASURED]]
+    assert untold(table) == ["ours"]
+    assert untold([*table, ["c", "3", "4"]]) == []
+    assert untold([["", "x", "y"], ["a", "1", "2"], ["b", UNMEASURED, UNMEASURED]]) == ["b"]
+
+
+@pytest.mark.book
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_table_has_a_column_or_a_row_of_which_nothing_is_measured(path):
+    """Leave it out, and say how many cells that were."""
+    assert [untold(table) for table in tables(BUILD / "executed" / path.name) if untold(table)] == []
 
 
 # --- how chapters are written ---------------------------------------------------------------------
