@@ -133,7 +133,9 @@ def test_an_empty_column_and_an_empty_row_are_found():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_no_table_has_a_column_or_a_row_of_which_nothing_is_measured(path):
     """Leave it out, and say how many cells that were."""
-    assert [untold(table) for table in tables(BUILD / "executed" / path.name) if untold(table)] == []
+    assert [
+        untold(table) for table in tables(BUILD / "executed" / path.name) if untold(table)
+    ] == []
 
 
 # --- how chapters are written ---------------------------------------------------------------------
