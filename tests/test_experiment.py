@@ -7,6 +7,7 @@ from yaml import safe_load
 
 from dfkd_lab.file import EXPERIMENTS, read_experiment, select
 from dfkd_lite.errors import InputError
+from dfkd_lite.generator import ATTENTION_SOURCE
 from dfkd_lite.methods import FsscConfig, NoiseConfig
 from dfkd_lite.msarc import MsarcConfig
 from dfkd_lite.presets import PRESETS
@@ -210,7 +211,7 @@ cells:
 def test_a_preset_brings_its_networks(read):
     (run,) = read(BASE + "preset: paper\n")
     assert (run.teacher, run.student) == ("wrn-40-2", "wrn-16-1")
-    assert run.method == FsscConfig()
+    assert run.method == FsscConfig(generator=ATTENTION_SOURCE)
 
 
 def test_pairs_of_networks(read):
