@@ -1,7 +1,6 @@
 """Numbers in the prose: each that was measured, recorded or published is recomputed, and compared
 with its sentence. A number that an output prints is better left out of the sentence."""
 
-import csv
 import json
 import re
 from collections.abc import Callable
@@ -619,9 +618,7 @@ def test_no_number_with_a_unit_is_left_out_of_the_inventory(page):
 
 
 def test_findings_about_public_code_can_be_looked_up():
-    with (ROOT / "data" / "public_code.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
+    for row in paper_table("public_code"):
         assert all(row.values()) and re.fullmatch(r"[0-9a-f]{40}", row["commit"]), row
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", row["repository"]), row
         assert re.fullmatch(r"\d+(?: and \d+)?", row["lines"]), row

@@ -1,6 +1,5 @@
 """What ships is true: files that read, records made with their settings, one repeated exactly."""
 
-import csv
 import dataclasses
 import hashlib
 import json
@@ -151,8 +150,7 @@ def test_a_shipped_record_is_repeated_to_the_last_digit(tmp_path):
 
 
 def test_the_trials_name_records_and_zskt_has_the_weight_with_the_best_mean():
-    with (SHIPPED / "tuning.csv").open(encoding="utf-8") as file:
-        named = {row["records"] for row in csv.DictReader(file) if row["records"]}
+    named = {row["records"] for row in paper_table("tuning") if row["records"]}
     assert len(named) == 6
     for experiment, variant in (name.split("/") for name in named):
         assert variant in {record["variant"] for record in read_records(experiment)}

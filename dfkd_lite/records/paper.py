@@ -1,4 +1,4 @@
-"""Reads the numbers that the paper prints."""
+"""Reads the tables of ``data/paper/``: the paper's, and what was noted about it and its field."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from ..storage.shipped import SHIPPED
 
 
 def paper_table(name: str) -> list[dict[str, str]]:
-    """Read a table of the paper by its file's name (``table5_ablation``): a dict of strings a row.
+    """Read a table of ``data/paper/`` by its file's name (``table5_ablation``).
+
+    Returns:
+        A dict of strings for each row: those of the paper's numbers, of other published ones, of
+        the open points, of settings that were tried, or of places in public code.
 
     Raises:
         InputError: no such table; the nearest name is offered.
