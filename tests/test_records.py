@@ -13,6 +13,7 @@ from dfkd_lite.errors import InputError
 from dfkd_lite.methods import GivenConfig
 from dfkd_lite.records import (
     Gaps,
+    claims,
     environment,
     holm,
     paired,
@@ -176,3 +177,13 @@ def test_holm_by_hand():
     assert list(holm(family)) == ["a", "b", "c"]
     assert holm({"a": SimpleNamespace(p=0.6), "b": SimpleNamespace(p=0.9)}) == {"a": 1.0, "b": 1.0}
     assert holm({"a": SimpleNamespace(p=0.02)}) == {"a": 0.02}
+
+
+def test_what_is_claimed_is_clear_and_stays_so_among_all_that_was_looked_at():
+    def gaps(p, clear=True):
+        return SimpleNamespace(p=p, clear=clear)
+
+    assert claims({"a": gaps(0.03)}) == {"a": True}
+    assert claims({"a": gaps(0.03), "b": gaps(0.04)}) == {"a": False, "b": False}  # 0.06 both
+    assert claims({"a": gaps(0.01), "b": gaps(0.04)}) == {"a": True, "b": True}  # 0.02, 0.04
+    assert claims({"a": gaps(0.01, clear=False)}) == {"a": False}

@@ -73,8 +73,7 @@ def holm(family: Mapping[Name, Gaps]) -> dict[Name, float]:
     """Correct the p-values of a family of comparisons for their number (Holm 1979).
 
     The smallest of n is multiplied by n, the next by n - 1, and so on; none is smaller than the one
-    before it, nor above 1. A difference may be claimed beside the others of the family if its
-    corrected p-value is at most 0.05 and it is also :attr:`Gaps.clear`.
+    before it, nor above 1. What may be claimed by them: :func:`claims`.
     """
     corrected: dict[Name, float] = {}
     floor = 0.0
@@ -82,6 +81,13 @@ def holm(family: Mapping[Name, Gaps]) -> dict[Name, float]:
         floor = min(1.0, max(floor, (len(family) - rank) * family[name].p))
         corrected[name] = floor
     return {name: corrected[name] for name in family}
+
+
+def claims(family: Mapping[Name, Gaps]) -> dict[Name, bool]:
+    """Say which differences of a family may be claimed beside one another: those that are
+    :attr:`Gaps.clear` and whose p-value is at most 0.05 after the correction by :func:`holm`."""
+    corrected = holm(family)
+    return {name: gaps.clear and corrected[name] <= 0.05 for name, gaps in family.items()}
 
 
 def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
