@@ -83,10 +83,37 @@ def test_the_variant_source_is_the_generator_of_the_papers_source():
     module = dataclasses.replace(source.attention, softmax="channel")
     assert found["source-channel"] == dataclasses.replace(source, attention=module)
     assert found["attention-module"].attention == source.attention
+    assert found["source-none-repeated"] == found["source-none"]
     for run in [*read_experiment("table2"), *read_experiment("table6")]:
         ours = run.method.generator
         module = dataclasses.replace(ATTENTION_SOURCE.attention, lam=ours.attention.lam)
         assert ours == dataclasses.replace(ATTENTION_SOURCE, attention=module)
+
+
+def test_parts_of_the_sources_generator_differ_in_what_their_names_say():
+    """Chapter 4 compares them with the source's generator without module."""
+    found = {run.variant: run.method for run in read_experiment("variants")}
+    plain_source, lite = found["source-none"], found["lite"].generator
+    changes = {
+        "no-spectral": ["spectral_norm"],
+        "batch-norm": ["batch_norm"],
+        "other-norm": ["spectral_norm", "batch_norm"],
+        "nearest": ["upsample"],
+        "our-blocks": ["blocks"],
+        "our-widths": ["halving"],
+        "sigmoid": ["output"],
+    }
+    for name, parts in changes.items():
+        taken = {part: getattr(lite, part) for part in parts}
+        generator = dataclasses.replace(plain_source.generator, **taken)
+        assert found[f"source-{name}"] == dataclasses.replace(plain_source, generator=generator)
+    rate = plain_source.meta.lr * plain_source.meta.steps  # of the outer steps
+    longer = dataclasses.replace(plain_source.meta, steps=20, outer_lr=rate)
+    assert found["source-20-steps"] == dataclasses.replace(plain_source, meta=longer)
+    longer = dataclasses.replace(plain_source.meta, steps=20, kind="none")
+    assert found["source-20-plain-steps"] == dataclasses.replace(plain_source, meta=longer)
+    four = dataclasses.replace(lite, attention=None, blocks=4)
+    assert found["attention-none-four-blocks"].generator == four
 
 
 def test_every_record_fits_the_schema_and_is_of_committed_code():
