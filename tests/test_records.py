@@ -20,6 +20,7 @@ from dfkd_lite.records import (
     plain,
     read_records,
     read_variants,
+    shared_teachers,
     spread,
     summarise,
     t_interval,
@@ -187,3 +188,14 @@ def test_what_is_claimed_is_clear_and_stays_so_among_all_that_was_looked_at():
     assert claims({"a": gaps(0.03), "b": gaps(0.04)}) == {"a": False, "b": False}  # 0.06 both
     assert claims({"a": gaps(0.01), "b": gaps(0.04)}) == {"a": True, "b": True}  # 0.02, 0.04
     assert claims({"a": gaps(0.01, clear=False)}) == {"a": False}
+
+
+def test_pairs_of_two_machines_do_not_count_as_of_one_teacher():
+    """Seeds 0, 3 and 4 end in the same teacher there, up to rounding; accuracies of 1, 2 differ."""
+    assert shared_teachers("attention-channel", "attention-none") == 5
+    assert shared_teachers("attention-per-channel", "attention-none") == 3
+    found = read_variants(["attention-per-channel", "attention-none"])
+    own, other = (
+        {r["seed"]: r["last"]["teacher"]["accuracy"] for r in found[name]} for name in found
+    )
+    assert [seed for seed in own if own[seed] != other[seed]] == [1, 2]

@@ -180,8 +180,8 @@ def read_variants(
 ) -> dict[str, list[dict[str, Any]]]:
     """Read the records of an experiment, by variant, in order of their seeds.
 
-    All variants of a seed share its teacher. In the experiment ``variants``, the variant ``lite``
-    changes nothing.
+    Variants of a seed share its teacher if one machine ran them (``shared_teachers`` counts). In
+    the experiment ``variants``, the variant ``lite`` changes nothing.
 
     Raises:
         InputError: there are no records of a name (the nearest is offered), or one is damaged.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +139,22 @@ def paired(
     if not seeds:
         raise InputError(f"No seed was run to its end both with '{name}' and with '{base}'.")
     return Gaps(tuple(100 * (ours[seed] - theirs[seed]) for seed in seeds))
+
+
+def shared_teachers(
+    name: str, base: str = "lite", experiment: str = "variants", folder: str | Path = RECORDS
+) -> int:
+    """Count the seeds for which two variants had the same teacher, known by its calibration error.
+
+    A seed makes another teacher on a machine that rounds otherwise, so a pair from two machines
+    may differ in more than the variant. The arguments and errors are those of :func:`paired`.
+    """
+    found = read_variants([name, base], experiment, folder)
+    ours, theirs = (
+        {r["seed"]: r["last"]["teacher"]["ece"] for r in found[key]} for key in (name, base)
+    )
+    seeds = ours.keys() & theirs.keys()
+    return sum(math.isclose(ours[seed], theirs[seed], rel_tol=1e-5) for seed in seeds)
 
 
 def summarise(records: Sequence[Mapping[str, Any]], metric: str, network: str) -> Summary:
