@@ -67,8 +67,8 @@ class GeneratorConfig:
 
 #: The generator of Shao et al. (their Table 6 and Section 5.5) with the lambda of this paper's
 #: Table 1. What they leave open is as elsewhere here: r, z_dim, the softmax's axis (over places).
-#: Its four blocks need more steps than Table 1's two: on the digits students stay far behind those
-#: of the default generator, and with its number of blocks they do not (chapter 4).
+#: With Table 1's two steps, students on the digits stay far behind those of the default generator;
+#: with the default's number of blocks they do not (chapter 4).
 ATTENTION_SOURCE = GeneratorConfig(
     attention=AttentionConfig(softmax="spatial-per-channel", growth=2),
     upsample="transposed-3x3",
