@@ -95,10 +95,10 @@ def _read_path(path: Path, root: Path, size: int | None) -> ImageData:
     if path.is_dir():
         return read_folder(path, str(path), size)
     if path.is_file():
-        if path.suffix == ".npz":
+        if path.suffix.lower() == ".npz":
             return read_npz(path, str(path), root, size)
         raise InputError(f"{path} is neither a folder of class folders nor an .npz file.")
-    if path.suffix == ".npz" or len(path.parts) > 1:
+    if path.suffix.lower() == ".npz" or len(path.parts) > 1:
         raise InputError(f"There is no file or folder {path}; check the path.")
     try:
         choose("data set", str(path), names())
