@@ -70,8 +70,10 @@ def load(
     (``val`` alone serves as test); also ``Training``, ``valid``, ``test_set`` and the like, inside
     a further folder, or the splits inside the classes. Classes are in natural order ("2" before
     "10"); images are turned upright by their EXIF orientation, and laid on white where they are
-    transparent. ``print`` of what is returned says which folder was taken for what. An ``.npz`` holds uint8 arrays ``train_images`` (N, H, W) or
-    (N, H, W, C), ``train_labels``, ``test_images``, ``test_labels``, optionally ``val_*``, or
+    transparent. ``print`` of what is returned says which folder was taken for what.
+
+    An ``.npz`` holds uint8 arrays ``train_images`` (N, H, W) or (N, H, W, C),
+    ``train_labels``, ``test_images``, ``test_labels``, optionally ``val_*``, or
     ``x_train``, ``y_train``, ``x_test``, ``y_test``. A string that is a name is read as a name,
     even where a folder is called the same; give the folder as a `Path`.
 
