@@ -11,6 +11,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import secrets
 import signal
@@ -33,9 +34,17 @@ import dfkd_lite
 from dfkd_lite.errors import InputError, check_range
 from dfkd_lite.storage.files import write_bytes, write_json
 
-from .reading import Assignment, Unreadable, find_submissions, read_cells
+from .reading import (
+    Assignment,
+    Unreadable,
+    find_submissions,
+    printable,
+    read_cells,
+    read_content,
+)
 
 GIB = 1024**3
+MOST_NOTES = 50  # of one run
 LONGEST = 16 * 1024**2  # characters of a line; the worker's own lines are shorter
 
 
@@ -89,29 +98,35 @@ class Grade:
 # --- one submission -------------------------------------------------------------------------------
 
 
-def grade(name: str, path: Path, assignment: Assignment, limits: Limits, workers: Workers) -> Grade:
+def grade(
+    name: str, content: bytes, assignment: Assignment, limits: Limits, workers: Workers
+) -> Grade:
     """Run a submission and its tests, in at most three tries.
 
     A cell in which the process dies or has to be stopped is left out of the next try, so that the
     questions before and after it still count.
+
+    Raises:
+        Unreadable: the content is no notebook of Python.
     """
-    result = Grade(name)
-    try:
-        cells = read_cells(path)
-    except Unreadable as error:
-        result.notes.append(str(error))
-        result.marks = nothing(assignment, str(error))
-        return result
+    notebook = read_cells(content)
+    result, cells = Grade(name, notes=notebook.notes), notebook.cells
     for _ in range(3):
         with workers.one() as worker:
             run = _Run(worker, cells, assignment, limits)
-        result.notes += [note for note in run.notes if note not in result.notes]
-        if run.finished or run.cell is None:
+        if run.begun:
+            result.notes += [note for note in run.notes if note not in result.notes]
+        if run.finished or (run.begun and run.cell is None):
             break
         cells = [(number, source) for number, source in cells if number != run.cell]
     result.marks = run.marks if run.finished else nothing(assignment, run.notes[-1])
     result.measured = run.measured
     return result
+
+
+def without_points(name: str, assignment: Assignment, why: str) -> Grade:
+    """Return the grade of a submission that could not be graded, for one reason."""
+    return Grade(name, nothing(assignment, why), [why])
 
 
 def nothing(assignment: Assignment, why: str) -> list[Mark]:
@@ -196,6 +211,7 @@ class _Run:
         self.marks: list[Mark] = []
         self.measured: dict[str, float] = {}
         self.notes: list[str] = []
+        self.begun = False  # the submission's process has said something
         self.process: int | None = None  # id of the submission's process, once it has said so
         self.cell: int | None = None  # number of the cell that runs, or that ended the process
         self.finished = False
@@ -246,19 +262,28 @@ class _Run:
             pass
 
     def _hear(self, answer: dict[str, Any]) -> None:
-        if "process" in answer:
-            self.process = answer["process"]
-        elif "failed" in answer:
-            self.notes.append(f"cell {answer['cell']}: {answer['failed']}")
-        elif "cell" in answer:
-            self.cell = answer["cell"]
-        elif "question" in answer:
-            of, why = answer["points"], answer["why"]
-            self.marks.append(Mark(answer["question"], 0 if why else of, of, why or ""))
-        elif answer.get("done"):
-            self.notes += [f"tried to {what}: refused" for what in answer["refused"]]
-            self.measured = answer["measured"]
-            self.finished = True
+        """Take one answer; the submission may have written it, so that nothing is relied on."""
+        self.begun = True
+        with suppress(AttributeError, KeyError, TypeError, ValueError, OverflowError):
+            if "process" in answer:
+                self.process = answer["process"]
+            elif "failed" in answer:
+                self._note(f"cell {int(answer['cell'])}: {answer['failed']}")
+            elif "cell" in answer:
+                self.cell = int(answer["cell"])
+            elif answer.get("question") in self.assignment.tests:
+                of, why = float(answer["points"]), printable(str(answer["why"] or ""))
+                self.marks.append(Mark(answer["question"], 0 if why else of, of, why))
+            elif answer.get("done"):
+                measured = {printable(k): float(v) for k, v in answer["measured"].items()}
+                for what in answer["refused"]:
+                    self._note(f"tried to {what}: refused")
+                self.measured = {k: v for k, v in measured.items() if math.isfinite(v)}
+                self.finished = True
+
+    def _note(self, text: str) -> None:
+        if len(self.notes) < MOST_NOTES:
+            self.notes.append(printable(text))
 
     def _say_why(self, limits: Limits) -> None:
         where = "its tests" if self.cell is None else f"cell {self.cell}"
@@ -331,18 +356,19 @@ def grade_folder(
     place = Workers() if workers is None else nullcontext(workers)
     with place as ready, ThreadPoolExecutor(jobs) as pool:
         waiting = {
-            pool.submit(_graded, name, path, assignment, allowed, kept, ready): name
+            pool.submit(_graded, name, path, folder, assignment, allowed, kept, ready): name
             for name, path in submissions.items()
         }
         try:
             for done in tqdm(as_completed(waiting), total=len(waiting), desc="grading"):
-                grades[waiting[done]] = done.result()
+                name = waiting[done]
+                grades[name] = done.result()
+                _write_report(grades[name], assignment, out)
+                _write({name: grades.get(name) for name in submissions}, assignment, out)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    ordered = [grades[name] for name in submissions]
-    _write(ordered, assignment, out)
-    return ordered
+    return [grades[name] for name in submissions]
 
 
 @cache
@@ -353,12 +379,36 @@ def _code() -> list[bytes]:
 
 
 def _graded(
-    name: str, path: Path, assignment: Assignment, limits: Limits, kept: Path, workers: Workers
+    name: str,
+    path: Path,
+    folder: Path,
+    assignment: Assignment,
+    limits: Limits,
+    kept: Path,
+    workers: Workers,
 ) -> Grade:
-    """Return the grade of an earlier call if nothing has changed, else grade now."""
-    parts = [assignment.key.encode(), repr(limits).encode(), path.read_bytes(), *_code()]
-    key = hashlib.sha256(b"\0".join(parts)).hexdigest()
-    file = kept / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+    """Return the grade of an earlier call if nothing has changed, else grade now.
+
+    Whatever goes wrong with a submission is its own grade and nobody else's.
+    """
+    try:
+        content = read_content(path, folder)
+        parts = [assignment.key.encode(), repr(limits).encode(), content, *_code()]
+        key = hashlib.sha256(b"\0".join(parts)).hexdigest()
+        file = kept / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+        old = _kept(name, file, key)
+        if old is None:
+            old = grade(name, content, assignment, limits, workers)
+            write_json(file, {"key": key, **asdict(old)})
+        return old
+    except Unreadable as error:
+        return without_points(name, assignment, str(error))
+    except Exception as error:
+        why = printable(f"the grader failed with {type(error).__name__}: {error}")
+        return without_points(name, assignment, f"{why[:300]}; look at it by hand")
+
+
+def _kept(name: str, file: Path, key: str) -> Grade | None:
     try:
         old = json.loads(file.read_text(encoding="utf-8"))
         if old["key"] == key:
@@ -366,30 +416,41 @@ def _graded(
             return Grade(name, marks, old["notes"], old["measured"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    result = grade(name, path, assignment, limits, workers)
-    write_json(file, {"key": key, **asdict(result)})
-    return result
+    return None
 
 
-def _write(grades: list[Grade], assignment: Assignment, out: Path) -> None:
+def _write(grades: dict[str, Grade | None], assignment: Assignment, out: Path) -> None:
+    """Write the tables; a submission whose grade is None has not been graded yet."""
     questions = list(assignment.tests)
     by_hand = [f"{name} (by hand, of {points:g})" for name, points in assignment.by_hand.items()]
     head = ["submission", *questions, "points", "of", *by_hand, "notes"]
-    wide = [
-        [g.name, *(f"{g.of_question(q):g}" for q in questions), f"{g.points:g}", f"{g.of:g}"]
-        + [""] * len(by_hand)
-        + ["; ".join(g.notes)]
-        for g in grades
-    ]
-    _write_text(out / "grades.csv", _csv([head, *wide]))
+    known = [g for g in grades.values() if g is not None]
+    wide = {
+        g.name: [
+            *(g.name, *(f"{g.of_question(q):g}" for q in questions)),
+            *(f"{g.points:g}", f"{g.of:g}", *[""] * len(by_hand), "; ".join(g.notes)),
+        ]
+        for g in known
+    }
+    later = [""] * (len(head) - 2)
+    rows = [wide.get(name, [name, *later, "not graded yet"]) for name in grades]
+    _write_text(out / "grades.csv", _csv([head, *rows]))
     long = [
-        [g.name, m.question, f"{m.points:g}", f"{m.of:g}", m.why] for g in grades for m in g.marks
+        [g.name, m.question, f"{m.points:g}", f"{m.of:g}", m.why] for g in known for m in g.marks
     ]
     _write_text(out / "marks.csv", _csv([["submission", "question", "points", "of", "why"], *long]))
-    if any(g.measured for g in grades):
-        _write_text(out / "leaderboard.csv", _csv(leaderboard(grades)))
-    for g in grades:
-        _write_text(out / "reports" / f"{g.name}.md", report(g, assignment))
+    if any(g.measured for g in known):
+        _write_text(out / "leaderboard.csv", _csv(leaderboard(known)))
+
+
+def _write_report(graded: Grade, assignment: Assignment, out: Path) -> None:
+    """Write a student's report; where its name is no name of a file, one made of a hash."""
+    text = report(graded, assignment)
+    try:
+        _write_text(out / "reports" / f"{graded.name}.md", text)
+    except InputError:
+        short = hashlib.sha256(graded.name.encode()).hexdigest()[:16]
+        _write_text(out / "reports" / f"{short}.md", text)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -34,13 +34,15 @@ def add_commands(commands: Any, common: Callable[..., argparse.ArgumentParser]) 
 def grade(options: argparse.Namespace) -> None:
     """Grade a folder of submissions, and print one line for each: ``dfkd course grade FOLDER``."""
     from dfkd_course.grade import grade_folder  # imported late: dfkd_course stands on dfkd_lite
-    from dfkd_course.reading import read_assignment
+    from dfkd_course.reading import list_ignored, read_assignment
 
     named = Path(options.assignment)
     path = named if named.suffix == ".zip" else _made_here(options.assignment)
     limits = {f"{what}_seconds": getattr(options, f"{what}_seconds") for what in SECONDS}
     assignment = read_assignment(path)
     grades = grade_folder(options.folder, assignment, options.out, options.jobs, **limits)
+    for ignored in list_ignored(options.folder):
+        print(f"ignored: {ignored}")
     for graded in grades:
         print(f"{graded.name:30} {graded.points:5g} of {graded.of:g}   {'; '.join(graded.notes)}")
     print(f"{options.out / 'grades.csv'}; every mark explained: marks.csv and reports/ beside it")
