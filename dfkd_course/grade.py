@@ -269,6 +269,9 @@ class _Run:
                 self.process = answer["process"]
             elif "failed" in answer:
                 self._note(f"cell {int(answer['cell'])}: {answer['failed']}")
+            elif "left_out" in answer:
+                where = f"cell {int(answer['cell'])}" if answer["cell"] else "in the tests"
+                self._note(f"{where}: left out {answer['left_out'][:100]}")
             elif "cell" in answer:
                 self.cell = int(answer["cell"])
             elif answer.get("question") in self.assignment.tests:
@@ -282,7 +285,7 @@ class _Run:
                 self.finished = True
 
     def _note(self, text: str) -> None:
-        if len(self.notes) < MOST_NOTES:
+        if len(self.notes) < MOST_NOTES and printable(text) not in self.notes:
             self.notes.append(printable(text))
 
     def _say_why(self, limits: Limits) -> None:

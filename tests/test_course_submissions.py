@@ -249,3 +249,84 @@ def test_lies_in_the_workers_name_harm_no_other_row(
     rows = {row["submission"]: row for row in table(out / "grades.csv")}
     assert rows["right"]["points"] == rows["liar"]["points"] == "14"
     assert "cell 1: half \ufffd\ufffd" in rows["liar"]["notes"]
+
+
+# --- lines for the kernel, and global switches ----------------------------------------------------
+
+IMPORTS = "import torch"  # what the solution's first cell of code holds
+MAGICS = {
+    "matplotlib": ("%matplotlib inline", "left out %matplotlib inline"),
+    "shell": ("!pip install torch", "left out !pip install torch"),
+    "pip": ("  \n%pip install -q torch", "left out %pip install -q torch"),
+    "several": ("%load_ext autoreload\n%autoreload 2\nimport os", "left out %autoreload 2"),
+    "time": ("%%time", "left out %%time"),
+    "capture": ("%%capture out\n!ls", "left out !ls"),
+    "help": ("?print\nlen?", "left out %pinfo len"),
+    "values": ("x = !ls\ny = %pwd\n%time z = 3\nassert (x, y, z) == ([], None, 3)", "%time z = 3"),
+    "inside": ("if True:\n    !nvidia-smi\ntext = '''\n%not a magic\n'''", "left out !nvidia-smi"),
+    "by-name": ("get_ipython().run_line_magic('matplotlib', 'inline')", "%matplotlib inline"),
+    "imported": ("from IPython import get_ipython as g\ng().enable_gui('tk')", "left out %gui tk"),
+    "reset": ("%reset -f\ndisplay(3)", "left out %reset -f"),
+    "endless": ("for n in range(500):\n    get_ipython().system(f'ls {n}')", "left out !ls 3"),
+}
+SWITCHES = {
+    "deterministic": "torch.use_deterministic_algorithms(True)",
+    "no-gradients": "torch.set_grad_enabled(False)\ntorch.inference_mode().__enter__()",
+    "double": "torch.set_default_dtype(torch.float64)",
+    "device": "torch.set_default_device('meta')",
+    "mode": "from torch._subclasses.fake_tensor import FakeTensorMode\n"
+    "mode = FakeTensorMode()\nmode.__enter__()",
+    "warnings": "import warnings\nwarnings.simplefilter('error')\nwarnings.filters = []",
+    "numpy": "import numpy as np\nnp.seterr(all='raise')\nnp.random.seed(3)",
+    "testing": "from torch.testing import _comparison\n_comparison._DTYPE_PRECISIONS.clear()\n"
+    "torch.testing.assert_close = None",
+    "hooks": "from torch.nn.modules import module\n"
+    "module.register_module_forward_hook(lambda *about: torch.zeros(1))",
+    "places": "import os, sys\nos.mkdir('sub')\nos.chdir('sub')\nsys.path.clear()\n"
+    "os.environ.clear()",
+    "modules": "import sys\nsys.modules['torch.testing'] = sys.modules['numpy'] = None\n"
+    "del sys.modules['dfkd_course.checking']",
+    "signals": "import signal, builtins\nsignal.pthread_sigmask(signal.SIG_BLOCK, {14})\n"
+    "signal.setitimer = builtins.isinstance = None",
+    "recursion": "import sys, gc\nsys.setrecursionlimit(60)\ngc.disable()",
+    "autocast": "torch.set_autocast_enabled('cpu', True)\ntorch.set_flush_denormal(True)\n"
+    "torch.autograd.set_detect_anomaly(True)",
+}
+
+
+@pytest.fixture(scope="module")
+def thrown(
+    made: course.Made, solution: dict, tmp_path_factory: pytest.TempPathFactory, workers: Workers
+) -> dict[str, Grade]:
+    folder = tmp_path_factory.mktemp("thrown")
+    (folder / "in").mkdir()
+    cells = solution["cells"]
+    first = next(n for n, c in enumerate(cells) if IMPORTS in "".join(c["source"]))
+    for name, (source, _) in MAGICS.items():
+        joined = [source + "\n", *cells[first]["source"]]
+        spoilt = [*cells[:first], {**cells[first], "source": joined}, *cells[first + 1 :]]
+        text = json.dumps({**solution, "cells": spoilt})
+        (folder / "in" / f"{name}.ipynb").write_text(text)
+    for name, source in SWITCHES.items():
+        last = {"cell_type": "code", "metadata": {}, "outputs": [], "source": source}
+        text = json.dumps({**solution, "cells": [*cells, last]})
+        (folder / "in" / f"{name}.ipynb").write_text(text)
+    assignment = read_assignment(made.autograder)
+    found = grade_folder(folder / "in", assignment, folder / "out", 1, workers, **LIMITS)
+    return {grade.name: grade for grade in found}
+
+
+@pytest.mark.parametrize("name", MAGICS)
+def test_a_line_for_the_kernel_costs_nothing_and_is_named(
+    name: str, thrown: dict[str, Grade]
+) -> None:
+    grade = thrown[name]
+    assert any(MAGICS[name][1] in note for note in grade.notes), grade.notes
+    assert (grade.points, grade.of) == (14, 14), (grade.notes, grade.marks)
+    assert len(grade.notes) <= grading.MOST_NOTES
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_switch_that_is_left_thrown_costs_nothing(name: str, thrown: dict[str, Grade]) -> None:
+    grade = thrown[name]
+    assert (grade.points, grade.of) == (14, 14), (grade.notes, [m for m in grade.marks if m.why])
