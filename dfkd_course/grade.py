@@ -8,6 +8,7 @@ process gets the tests only after the submission has run, and :mod:`fence` limit
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext, suppress
@@ -34,6 +36,7 @@ import dfkd_lite
 from dfkd_lite.errors import InputError, check_range
 from dfkd_lite.storage.files import write_bytes, write_json
 
+from .kernel import missing
 from .reading import (
     Assignment,
     Unreadable,
@@ -44,6 +47,7 @@ from .reading import (
 )
 
 GIB = 1024**3
+MOST_FILES = 10_000  # of one submission, folders too
 MOST_NOTES = 50  # of one run
 LONGEST = 16 * 1024**2  # characters of a line; the worker's own lines are shorter
 
@@ -57,9 +61,17 @@ class Limits:
     total_seconds: float = 300
     memory: int = 4 * GIB  # bytes that the process allocates
     file_size: int = 64 * 1024**2  # bytes of any one file
+    disk: int = GIB // 2  # bytes of all files together
 
     def __post_init__(self) -> None:
-        for name in ("cell_seconds", "test_seconds", "total_seconds", "memory", "file_size"):
+        for name in (
+            "cell_seconds",
+            "test_seconds",
+            "total_seconds",
+            "memory",
+            "file_size",
+            "disk",
+        ):
             check_range(name, getattr(self, name), 0, above=True)
 
 
@@ -113,7 +125,7 @@ def grade(
     result, cells = Grade(name, notes=notebook.notes), notebook.cells
     for _ in range(3):
         with workers.one() as worker:
-            run = _Run(worker, cells, assignment, limits)
+            run = _Run(worker, cells, assignment, limits, workers.fenced)
         if run.begun:
             result.notes += [note for note in run.notes if note not in result.notes]
         if run.finished or (run.begun and run.cell is None):
@@ -171,9 +183,13 @@ class Worker:
 
 
 class Workers:
-    """Holds idle workers; each is started when it is needed and kept for the next job."""
+    """Holds idle workers; each is started when it is needed and kept for the next job.
 
-    def __init__(self) -> None:
+    ``fenced`` says whether the kernel's fence stands around submissions; None: where it can.
+    """
+
+    def __init__(self, fenced: bool | None = None) -> None:
+        self.fenced = missing() is None if fenced is None else fenced
         self.idle: list[Worker] = []
 
     def __enter__(self) -> Workers:
@@ -207,6 +223,7 @@ class _Run:
         cells: list[tuple[int, str]],
         assignment: Assignment,
         limits: Limits,
+        fenced: bool,
     ) -> None:
         self.marks: list[Mark] = []
         self.measured: dict[str, float] = {}
@@ -216,31 +233,43 @@ class _Run:
         self.cell: int | None = None  # number of the cell that runs, or that ended the process
         self.finished = False
         self.ended: int | None = None  # the exit status of the submission's process
-        self.late = threading.Event()
+        self.over = threading.Event()
+        self.stopped = ""  # why the grader has ended the process
         self.worker, self.assignment = worker, assignment
         worker.fresh = False
-        timer = threading.Timer(limits.total_seconds, self._stop)
-        with tempfile.TemporaryDirectory(prefix="dfkd-course-") as folder:
+        with _folder() as folder:
             _lay(folder, assignment.files)
             job = {"token": secrets.token_hex(16), "folder": folder, "cells": cells}
-            timer.start()
+            watch = threading.Thread(target=self._watch, args=(Path(folder), limits))
+            watch.start()
             try:
-                self._talk(job | asdict(limits))
+                self._talk(job | asdict(limits) | {"fenced": fenced})
             finally:
-                timer.cancel()
-                worker.fresh = self.ended is not None  # it still answers
+                self.over.set()
+                watch.join()
+                # it still answers, and what it started is gone, whatever was said
+                worker.fresh = self.ended is not None and not _children(worker.process.pid)
                 if not worker.fresh:
                     worker.kill()
         if not self.finished:
-            self._say_why(limits)
+            self._say_why()
 
-    def _stop(self) -> None:
-        self.late.set()
-        if self.process is None:
-            self.worker.kill()
-        else:
+    def _watch(self, folder: Path, limits: Limits) -> None:
+        """End the process when its time is over or its files are too large together."""
+        end = time.monotonic() + limits.total_seconds
+        while not self.over.wait(0.25):
+            if time.monotonic() > end:
+                self._stop(f"after {limits.total_seconds:g} s in all")
+            elif not _within(folder, limits.disk):
+                self._stop("by its files, too many or too large")
+
+    def _stop(self, why: str) -> None:
+        self.stopped = self.stopped or why
+        if self.process in _children(self.worker.process.pid):
             with suppress(ProcessLookupError):
                 os.kill(self.process, signal.SIGKILL)
+        else:
+            self.worker.kill()
 
     def _talk(self, job: dict[str, Any]) -> None:
         process: Any = self.worker.process
@@ -288,13 +317,55 @@ class _Run:
         if len(self.notes) < MOST_NOTES and printable(text) not in self.notes:
             self.notes.append(printable(text))
 
-    def _say_why(self, limits: Limits) -> None:
+    def _say_why(self) -> None:
         where = "its tests" if self.cell is None else f"cell {self.cell}"
-        if self.late.is_set():
-            self.notes.append(f"stopped in {where} after {limits.total_seconds:g} s in all")
+        if self.stopped:
+            self.notes.append(f"stopped in {where} {self.stopped}")
         else:
             code = self.worker.process.returncode if self.ended is None else self.ended
             self.notes.append(f"the process ended in {where} (exit {code})")
+
+
+@contextmanager
+def _folder() -> Iterator[str]:
+    """Make a folder for one submission; at the end remove it, however deep and closed it is."""
+    folder = tempfile.mkdtemp(prefix="dfkd-course-")
+    try:
+        yield folder
+    finally:
+        for command in (["chmod", "-R", "u+rwx"], ["rm", "-rf"]):
+            subprocess.run([*command, folder], stderr=subprocess.DEVNULL, check=False)
+
+
+def _within(folder: Path, most: int) -> bool:
+    """Return whether a folder's files are few, and smaller than so many bytes together."""
+    size = number = 0
+    waiting = [str(folder)]
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    number += 1
+                    if number > MOST_FILES:
+                        return False
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                    else:
+                        size += entry.stat(follow_symlinks=False).st_size
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # folders in folders, without an end
+                return False
+    return size <= most
+
+
+def _children(process: int) -> list[int]:
+    """List the processes that a process has started and not yet seen end (Linux)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has just ended
+            if int(path.read_bytes().rpartition(b")")[2].split()[1]) == process:
+                found.append(int(path.parent.name))
+    return found
 
 
 def _lay(folder: str, files: dict[str, bytes]) -> None:
@@ -324,22 +395,38 @@ def _environment(home: str) -> dict[str, str]:
 # --- a folder -------------------------------------------------------------------------------------
 
 
+def require_fence() -> None:
+    """Refuse to grade where Linux itself cannot keep submissions in.
+
+    Raises:
+        InputError: this machine has no fence; says why.
+    """
+    lacking = missing()
+    if lacking is not None:
+        raise InputError(
+            f"This machine has no fence for submissions: {lacking}. Grade on a newer Linux, or in "
+            "a container with `--unfenced`: then only Python's own audit hook stands around them."
+        )
+
+
 def grade_folder(
     folder: Path,
     assignment: Assignment,
     out: Path,
     jobs: int = 2,
     workers: Workers | None = None,
+    unfenced: bool = False,
     **limits: float | None,
 ) -> list[Grade]:
     """Grade every notebook in a folder and write ``grades.csv``, ``marks.csv`` and a report each.
 
     Results are kept in ``out``: a second call grades only what is new or has changed. A caller that
     grades several folders can give ``workers``: starting one takes ten seconds. ``limits`` are
-    those of :class:`Limits`; None means the assignment's own, or else the default.
+    those of :class:`Limits`; None means the assignment's own, or else the default. ``unfenced``
+    grades without the kernel's fence, for machines that have none.
 
     Raises:
-        InputError: nothing to grade, a number out of range, no Otter installed, or Windows.
+        InputError: nothing to grade, a number out of range, no Otter installed, Windows, no fence.
     """
     from tqdm.auto import tqdm
 
@@ -351,12 +438,14 @@ def grade_folder(
     if find_spec("otter") is None:
         raise InputError("Grading needs otter-grader: pip install 'dfkd_lite[course]'.")
     check_range("jobs", jobs, 1)
+    if workers is None and not unfenced:
+        require_fence()
     own = {name: value for name, value in limits.items() if value is not None}
     allowed = Limits(**(assignment.limits | own))  # type: ignore[arg-type]
     submissions = find_submissions(folder)
     kept = out / "kept"
     grades: dict[str, Grade] = {}
-    place = Workers() if workers is None else nullcontext(workers)
+    place = Workers(fenced=not unfenced) if workers is None else nullcontext(workers)
     with place as ready, ThreadPoolExecutor(jobs) as pool:
         waiting = {
             pool.submit(_graded, name, path, folder, assignment, allowed, kept, ready): name

@@ -30,6 +30,7 @@ import dfkd_lite
 
 from . import checking
 from .fence import FORBIDDEN, limit, raise_fence
+from .kernel import enclose
 from .magics import Shell, make_shell
 from .switches import keep_switches, ordinary_gradients
 
@@ -56,7 +57,7 @@ SHARED_WITH_TESTS = (
 SHARED = ("checking", "norms", "stages")
 TOPICS = sorted(
     {path.stem for path in Path(__file__).parent.glob("*.py")}
-    - {*SHARED, "__init__", "fence", "grade", "magics", "reading", "switches", "worker"}
+    - {*SHARED, "__init__", "fence", "grade", "kernel", "magics", "reading", "switches", "worker"}
 )
 #: Modules of checks, in the order of reloading: each comes after those that it imports from.
 CHECKS = tuple(f"{__package__}.{name}" for name in (*SHARED, *TOPICS))
@@ -140,6 +141,8 @@ def _work(job: dict[str, Any], questions: TextIO, answers: TextIO) -> None:
     shell = make_shell(leave_out)
     pristine, put_back = _state(), keep_switches()
     limit(job["memory"], job["file_size"])
+    if job["fenced"]:
+        enclose(Path.cwd(), _readable())
     refused = raise_fence(Path.cwd(), _readable())
     with redirect_stdout(Silence()), redirect_stderr(Silence()):
         for number, source in job["cells"]:

@@ -162,7 +162,7 @@ def test_every_kind_of_file_has_its_row_or_is_passed_over_with_a_reason(
     odd: Path, made: course.Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(grading, "grade", fake)
-    grades = grade_folder(odd, read_assignment(made.autograder), tmp_path / "out")
+    grades = grade_folder(odd, read_assignment(made.autograder), tmp_path / "out", unfenced=True)
     assert {grade.name: "; ".join(grade.notes) for grade in grades} == SAID
     rows = table(tmp_path / "out" / "grades.csv")
     assert {row["submission"]: row["notes"] for row in rows} == SAID
@@ -189,7 +189,9 @@ def test_whatever_goes_wrong_with_one_is_its_own_row(
     (tmp_path / "in").mkdir()
     for name in "abc":
         (tmp_path / "in" / f"{name}.ipynb").write_bytes(notebook())
-    grades = grade_folder(tmp_path / "in", read_assignment(made.autograder), tmp_path / "out")
+    grades = grade_folder(
+        tmp_path / "in", read_assignment(made.autograder), tmp_path / "out", unfenced=True
+    )
     assert [grade.points for grade in grades] == [2, 0, 2]
     why = "the grader failed with RuntimeError: half a character \ufffd\ufffd; look at it by hand"
     assert grades[1].notes == [why] and {mark.why for mark in grades[1].marks} == {why}
@@ -210,7 +212,9 @@ def test_the_tables_are_whole_after_each_submission(
 
     monkeypatch.setattr(grading, "grade", fake)
     monkeypatch.setattr(grading, "_write_text", watched)
-    grade_folder(tmp_path / "in", read_assignment(made.autograder), tmp_path / "out", jobs=1)
+    grade_folder(
+        tmp_path / "in", read_assignment(made.autograder), tmp_path / "out", jobs=1, unfenced=True
+    )
     assert [len(rows) for rows in seen] == [3, 3, 3]
     assert [sum(row[1:] == ("", "not graded yet") for row in rows) for rows in seen] == [2, 1, 0]
 
