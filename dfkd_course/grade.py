@@ -48,6 +48,7 @@ from .reading import (
 
 GIB = 1024**3
 MOST_FILES = 10_000  # of one submission, folders too
+STARTING = 300  # seconds that a worker may take to import
 MOST_NOTES = 50  # of one run
 LONGEST = 16 * 1024**2  # characters of a line; the worker's own lines are shorter
 
@@ -256,10 +257,13 @@ class _Run:
 
     def _watch(self, folder: Path, limits: Limits) -> None:
         """End the process when its time is over or its files are too large together."""
-        end = time.monotonic() + limits.total_seconds
+        end = time.monotonic() + STARTING
+        began = False
         while not self.over.wait(0.25):
+            if self.begun and not began:  # what the worker needs to import is not the submission's
+                began, end = True, time.monotonic() + limits.total_seconds
             if time.monotonic() > end:
-                self._stop(f"after {limits.total_seconds:g} s in all")
+                self._stop(f"after {limits.total_seconds if began else STARTING:g} s in all")
             elif not _within(folder, limits.disk):
                 self._stop("by its files, too many or too large")
 
