@@ -9,7 +9,8 @@ import pytest
 import yaml
 from mistakes import Mistake, spoilt
 
-from dfkd_course.grade import Grade, Workers, grade_folder
+from dfkd_course.folder import grade_folder
+from dfkd_course.grade import Grade, Workers
 from dfkd_course.reading import read_assignment
 
 ROOT = Path(__file__).parents[1]

@@ -13,8 +13,9 @@ import course
 import pytest
 from test_course_grader import LIMITS, made, solution, with_cell
 
-from dfkd_course import grade as grading
-from dfkd_course.grade import Grade, Workers, grade_folder
+from dfkd_course import folder as grading
+from dfkd_course.folder import grade_folder
+from dfkd_course.grade import Grade, Workers
 from dfkd_course.kernel import missing
 from dfkd_course.reading import read_assignment
 from dfkd_lite import InputError

@@ -18,8 +18,10 @@ import pytest
 import yaml
 from mistakes import attention, spoilt
 
+from dfkd_course import folder as whole
 from dfkd_course import grade as grading
-from dfkd_course.grade import GIB, Grade, Mark, Workers, grade_folder, leaderboard
+from dfkd_course.folder import grade_folder, leaderboard
+from dfkd_course.grade import GIB, Grade, Mark, Workers
 from dfkd_course.kernel import missing
 from dfkd_course.reading import read_assignment
 from dfkd_course.worker import jobs_in
@@ -508,7 +510,7 @@ def test_every_mark_is_explained(broken) -> None:
 
 
 def test_a_spreadsheet_runs_no_cell_of_a_submission() -> None:
-    text = grading._csv([["=cmd|' /C calc'!A0", "+1", "plain"]])
+    text = whole._csv([["=cmd|' /C calc'!A0", "+1", "plain"]])
     assert text.strip() == "'=cmd|' /C calc'!A0,'+1,plain"
 
 
@@ -521,7 +523,7 @@ def test_only_what_changed_is_graded_again(
         calls.append(name)
         return Grade(name, [Mark("q1", 1, 2, "half")], ["note"], {"accuracy": 0.5})
 
-    monkeypatch.setattr(grading, "grade", fake)
+    monkeypatch.setattr(whole, "grade", fake)
     assignment, folder = read_assignment(made.autograder), tmp_path / "in"
     folder.mkdir()
     for name in ("a", "b"):

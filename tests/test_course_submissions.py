@@ -10,8 +10,9 @@ import course
 import pytest
 from test_course_grader import LIMITS, made, solution, table, with_cell
 
-from dfkd_course import grade as grading
-from dfkd_course.grade import Grade, Mark, Workers, grade_folder
+from dfkd_course import folder as grading
+from dfkd_course.folder import grade_folder
+from dfkd_course.grade import MOST_NOTES, Grade, Mark, Workers
 from dfkd_course.reading import (
     Unreadable,
     find_submissions,
@@ -327,7 +328,7 @@ def test_a_line_for_the_kernel_costs_nothing_and_is_named(
     grade = thrown[name]
     assert any(MAGICS[name][1] in note for note in grade.notes), grade.notes
     assert (grade.points, grade.of) == (14, 14), (grade.notes, grade.marks)
-    assert len(grade.notes) <= grading.MOST_NOTES
+    assert len(grade.notes) <= MOST_NOTES
 
 
 @pytest.mark.parametrize("name", SWITCHES)

@@ -35,10 +35,7 @@ def add_commands(commands: Any, common: Callable[..., argparse.ArgumentParser]) 
 
 def grade(options: argparse.Namespace) -> None:
     """Grade a folder of submissions, and print one line for each: ``dfkd course grade FOLDER``."""
-    from dfkd_course.grade import (
-        grade_folder,
-        require_fence,
-    )  # imported late: dfkd_course stands on dfkd_lite
+    from dfkd_course.folder import grade_folder, require_fence  # late: it stands on dfkd_lite
     from dfkd_course.reading import list_ignored, read_assignment
 
     if options.unfenced:
