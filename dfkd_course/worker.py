@@ -57,7 +57,8 @@ SHARED_WITH_TESTS = (
 SHARED = ("checking", "norms", "stages")
 TOPICS = sorted(
     {path.stem for path in Path(__file__).parent.glob("*.py")}
-    - {*SHARED, "__init__", "fence", "grade", "kernel", "magics", "reading", "switches", "worker"}
+    - {*SHARED, "__init__", "fence", "folder", "grade", "kernel", "magics", "reading", "switches"}
+    - {"worker"}
 )
 #: Modules of checks, in the order of reloading: each comes after those that it imports from.
 CHECKS = tuple(f"{__package__}.{name}" for name in (*SHARED, *TOPICS))
