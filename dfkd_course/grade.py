@@ -8,9 +8,11 @@ process gets the tests only after the submission has run, and :mod:`fence` limit
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
+import math
 import os
 import secrets
 import signal
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext, suppress
@@ -33,9 +36,20 @@ import dfkd_lite
 from dfkd_lite.errors import InputError, check_range
 from dfkd_lite.storage.files import write_bytes, write_json
 
-from .reading import Assignment, Unreadable, find_submissions, read_cells
+from .kernel import missing
+from .reading import (
+    Assignment,
+    Unreadable,
+    find_submissions,
+    printable,
+    read_cells,
+    read_content,
+)
 
 GIB = 1024**3
+MOST_FILES = 10_000  # of one submission, folders too
+STARTING = 300  # seconds that a worker may take to import
+MOST_NOTES = 50  # of one run
 LONGEST = 16 * 1024**2  # characters of a line; the worker's own lines are shorter
 
 
@@ -48,9 +62,17 @@ class Limits:
     total_seconds: float = 300
     memory: int = 4 * GIB  # bytes that the process allocates
     file_size: int = 64 * 1024**2  # bytes of any one file
+    disk: int = GIB // 2  # bytes of all files together
 
     def __post_init__(self) -> None:
-        for name in ("cell_seconds", "test_seconds", "total_seconds", "memory", "file_size"):
+        for name in (
+            "cell_seconds",
+            "test_seconds",
+            "total_seconds",
+            "memory",
+            "file_size",
+            "disk",
+        ):
             check_range(name, getattr(self, name), 0, above=True)
 
 
@@ -89,29 +111,35 @@ class Grade:
 # --- one submission -------------------------------------------------------------------------------
 
 
-def grade(name: str, path: Path, assignment: Assignment, limits: Limits, workers: Workers) -> Grade:
+def grade(
+    name: str, content: bytes, assignment: Assignment, limits: Limits, workers: Workers
+) -> Grade:
     """Run a submission and its tests, in at most three tries.
 
     A cell in which the process dies or has to be stopped is left out of the next try, so that the
     questions before and after it still count.
+
+    Raises:
+        Unreadable: the content is no notebook of Python.
     """
-    result = Grade(name)
-    try:
-        cells = read_cells(path)
-    except Unreadable as error:
-        result.notes.append(str(error))
-        result.marks = nothing(assignment, str(error))
-        return result
+    notebook = read_cells(content)
+    result, cells = Grade(name, notes=notebook.notes), notebook.cells
     for _ in range(3):
         with workers.one() as worker:
-            run = _Run(worker, cells, assignment, limits)
-        result.notes += [note for note in run.notes if note not in result.notes]
-        if run.finished or run.cell is None:
+            run = _Run(worker, cells, assignment, limits, workers.fenced)
+        if run.begun:
+            result.notes += [note for note in run.notes if note not in result.notes]
+        if run.finished or (run.begun and run.cell is None):
             break
         cells = [(number, source) for number, source in cells if number != run.cell]
     result.marks = run.marks if run.finished else nothing(assignment, run.notes[-1])
     result.measured = run.measured
     return result
+
+
+def without_points(name: str, assignment: Assignment, why: str) -> Grade:
+    """Return the grade of a submission that could not be graded, for one reason."""
+    return Grade(name, nothing(assignment, why), [why])
 
 
 def nothing(assignment: Assignment, why: str) -> list[Mark]:
@@ -156,9 +184,13 @@ class Worker:
 
 
 class Workers:
-    """Holds idle workers; each is started when it is needed and kept for the next job."""
+    """Holds idle workers; each is started when it is needed and kept for the next job.
 
-    def __init__(self) -> None:
+    ``fenced`` says whether the kernel's fence stands around submissions; None: where it can.
+    """
+
+    def __init__(self, fenced: bool | None = None) -> None:
+        self.fenced = missing() is None if fenced is None else fenced
         self.idle: list[Worker] = []
 
     def __enter__(self) -> Workers:
@@ -192,39 +224,56 @@ class _Run:
         cells: list[tuple[int, str]],
         assignment: Assignment,
         limits: Limits,
+        fenced: bool,
     ) -> None:
         self.marks: list[Mark] = []
         self.measured: dict[str, float] = {}
         self.notes: list[str] = []
+        self.begun = False  # the submission's process has said something
         self.process: int | None = None  # id of the submission's process, once it has said so
         self.cell: int | None = None  # number of the cell that runs, or that ended the process
         self.finished = False
         self.ended: int | None = None  # the exit status of the submission's process
-        self.late = threading.Event()
+        self.over = threading.Event()
+        self.stopped = ""  # why the grader has ended the process
         self.worker, self.assignment = worker, assignment
         worker.fresh = False
-        timer = threading.Timer(limits.total_seconds, self._stop)
-        with tempfile.TemporaryDirectory(prefix="dfkd-course-") as folder:
+        with _folder() as folder:
             _lay(folder, assignment.files)
             job = {"token": secrets.token_hex(16), "folder": folder, "cells": cells}
-            timer.start()
+            watch = threading.Thread(target=self._watch, args=(Path(folder), limits))
+            watch.start()
             try:
-                self._talk(job | asdict(limits))
+                self._talk(job | asdict(limits) | {"fenced": fenced})
             finally:
-                timer.cancel()
-                worker.fresh = self.ended is not None  # it still answers
+                self.over.set()
+                watch.join()
+                # it still answers, and what it started is gone, whatever was said
+                worker.fresh = self.ended is not None and not _children(worker.process.pid)
                 if not worker.fresh:
                     worker.kill()
         if not self.finished:
-            self._say_why(limits)
+            self._say_why()
 
-    def _stop(self) -> None:
-        self.late.set()
-        if self.process is None:
-            self.worker.kill()
-        else:
+    def _watch(self, folder: Path, limits: Limits) -> None:
+        """End the process when its time is over or its files are too large together."""
+        end = time.monotonic() + STARTING
+        began = False
+        while not self.over.wait(0.25):
+            if self.begun and not began:  # what the worker needs to import is not the submission's
+                began, end = True, time.monotonic() + limits.total_seconds
+            if time.monotonic() > end:
+                self._stop(f"after {limits.total_seconds if began else STARTING:g} s in all")
+            elif not _within(folder, limits.disk):
+                self._stop("by its files, too many or too large")
+
+    def _stop(self, why: str) -> None:
+        self.stopped = self.stopped or why
+        if self.process in _children(self.worker.process.pid):
             with suppress(ProcessLookupError):
                 os.kill(self.process, signal.SIGKILL)
+        else:
+            self.worker.kill()
 
     def _talk(self, job: dict[str, Any]) -> None:
         process: Any = self.worker.process
@@ -246,27 +295,81 @@ class _Run:
             pass
 
     def _hear(self, answer: dict[str, Any]) -> None:
-        if "process" in answer:
-            self.process = answer["process"]
-        elif "failed" in answer:
-            self.notes.append(f"cell {answer['cell']}: {answer['failed']}")
-        elif "cell" in answer:
-            self.cell = answer["cell"]
-        elif "question" in answer:
-            of, why = answer["points"], answer["why"]
-            self.marks.append(Mark(answer["question"], 0 if why else of, of, why or ""))
-        elif answer.get("done"):
-            self.notes += [f"tried to {what}: refused" for what in answer["refused"]]
-            self.measured = answer["measured"]
-            self.finished = True
+        """Take one answer; the submission may have written it, so that nothing is relied on."""
+        self.begun = True
+        with suppress(AttributeError, KeyError, TypeError, ValueError, OverflowError):
+            if "process" in answer:
+                self.process = answer["process"]
+            elif "failed" in answer:
+                self._note(f"cell {int(answer['cell'])}: {answer['failed']}")
+            elif "left_out" in answer:
+                where = f"cell {int(answer['cell'])}" if answer["cell"] else "in the tests"
+                self._note(f"{where}: left out {answer['left_out'][:100]}")
+            elif "cell" in answer:
+                self.cell = int(answer["cell"])
+            elif answer.get("question") in self.assignment.tests:
+                of, why = float(answer["points"]), printable(str(answer["why"] or ""))
+                self.marks.append(Mark(answer["question"], 0 if why else of, of, why))
+            elif answer.get("done"):
+                measured = {printable(k): float(v) for k, v in answer["measured"].items()}
+                for what in answer["refused"]:
+                    self._note(f"tried to {what}: refused")
+                self.measured = {k: v for k, v in measured.items() if math.isfinite(v)}
+                self.finished = True
 
-    def _say_why(self, limits: Limits) -> None:
+    def _note(self, text: str) -> None:
+        if len(self.notes) < MOST_NOTES and printable(text) not in self.notes:
+            self.notes.append(printable(text))
+
+    def _say_why(self) -> None:
         where = "its tests" if self.cell is None else f"cell {self.cell}"
-        if self.late.is_set():
-            self.notes.append(f"stopped in {where} after {limits.total_seconds:g} s in all")
+        if self.stopped:
+            self.notes.append(f"stopped in {where} {self.stopped}")
         else:
             code = self.worker.process.returncode if self.ended is None else self.ended
             self.notes.append(f"the process ended in {where} (exit {code})")
+
+
+@contextmanager
+def _folder() -> Iterator[str]:
+    """Make a folder for one submission; at the end remove it, however deep and closed it is."""
+    folder = tempfile.mkdtemp(prefix="dfkd-course-")
+    try:
+        yield folder
+    finally:
+        for command in (["chmod", "-R", "u+rwx"], ["rm", "-rf"]):
+            subprocess.run([*command, folder], stderr=subprocess.DEVNULL, check=False)
+
+
+def _within(folder: Path, most: int) -> bool:
+    """Return whether a folder's files are few, and smaller than so many bytes together."""
+    size = number = 0
+    waiting = [str(folder)]
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    number += 1
+                    if number > MOST_FILES:
+                        return False
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                    else:
+                        size += entry.stat(follow_symlinks=False).st_size
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # folders in folders, without an end
+                return False
+    return size <= most
+
+
+def _children(process: int) -> list[int]:
+    """List the processes that a process has started and not yet seen end (Linux)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has just ended
+            if int(path.read_bytes().rpartition(b")")[2].split()[1]) == process:
+                found.append(int(path.parent.name))
+    return found
 
 
 def _lay(folder: str, files: dict[str, bytes]) -> None:
@@ -296,22 +399,38 @@ def _environment(home: str) -> dict[str, str]:
 # --- a folder -------------------------------------------------------------------------------------
 
 
+def require_fence() -> None:
+    """Refuse to grade where Linux itself cannot keep submissions in.
+
+    Raises:
+        InputError: this machine has no fence; says why.
+    """
+    lacking = missing()
+    if lacking is not None:
+        raise InputError(
+            f"This machine has no fence for submissions: {lacking}. Grade on a newer Linux, or in "
+            "a container with `--unfenced`: then only Python's own audit hook stands around them."
+        )
+
+
 def grade_folder(
     folder: Path,
     assignment: Assignment,
     out: Path,
     jobs: int = 2,
     workers: Workers | None = None,
+    unfenced: bool = False,
     **limits: float | None,
 ) -> list[Grade]:
     """Grade every notebook in a folder and write ``grades.csv``, ``marks.csv`` and a report each.
 
     Results are kept in ``out``: a second call grades only what is new or has changed. A caller that
     grades several folders can give ``workers``: starting one takes ten seconds. ``limits`` are
-    those of :class:`Limits`; None means the assignment's own, or else the default.
+    those of :class:`Limits`; None means the assignment's own, or else the default. ``unfenced``
+    grades without the kernel's fence, for machines that have none.
 
     Raises:
-        InputError: nothing to grade, a number out of range, no Otter installed, or Windows.
+        InputError: nothing to grade, a number out of range, no Otter installed, Windows, no fence.
     """
     from tqdm.auto import tqdm
 
@@ -323,26 +442,29 @@ def grade_folder(
     if find_spec("otter") is None:
         raise InputError("Grading needs otter-grader: pip install 'dfkd_lite[course]'.")
     check_range("jobs", jobs, 1)
+    if workers is None and not unfenced:
+        require_fence()
     own = {name: value for name, value in limits.items() if value is not None}
     allowed = Limits(**(assignment.limits | own))  # type: ignore[arg-type]
     submissions = find_submissions(folder)
     kept = out / "kept"
     grades: dict[str, Grade] = {}
-    place = Workers() if workers is None else nullcontext(workers)
+    place = Workers(fenced=not unfenced) if workers is None else nullcontext(workers)
     with place as ready, ThreadPoolExecutor(jobs) as pool:
         waiting = {
-            pool.submit(_graded, name, path, assignment, allowed, kept, ready): name
+            pool.submit(_graded, name, path, folder, assignment, allowed, kept, ready): name
             for name, path in submissions.items()
         }
         try:
             for done in tqdm(as_completed(waiting), total=len(waiting), desc="grading"):
-                grades[waiting[done]] = done.result()
+                name = waiting[done]
+                grades[name] = done.result()
+                _write_report(grades[name], assignment, out)
+                _write({name: grades.get(name) for name in submissions}, assignment, out)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    ordered = [grades[name] for name in submissions]
-    _write(ordered, assignment, out)
-    return ordered
+    return [grades[name] for name in submissions]
 
 
 @cache
@@ -353,12 +475,36 @@ def _code() -> list[bytes]:
 
 
 def _graded(
-    name: str, path: Path, assignment: Assignment, limits: Limits, kept: Path, workers: Workers
+    name: str,
+    path: Path,
+    folder: Path,
+    assignment: Assignment,
+    limits: Limits,
+    kept: Path,
+    workers: Workers,
 ) -> Grade:
-    """Return the grade of an earlier call if nothing has changed, else grade now."""
-    parts = [assignment.key.encode(), repr(limits).encode(), path.read_bytes(), *_code()]
-    key = hashlib.sha256(b"\0".join(parts)).hexdigest()
-    file = kept / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+    """Return the grade of an earlier call if nothing has changed, else grade now.
+
+    Whatever goes wrong with a submission is its own grade and nobody else's.
+    """
+    try:
+        content = read_content(path, folder)
+        parts = [assignment.key.encode(), repr(limits).encode(), content, *_code()]
+        key = hashlib.sha256(b"\0".join(parts)).hexdigest()
+        file = kept / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+        old = _kept(name, file, key)
+        if old is None:
+            old = grade(name, content, assignment, limits, workers)
+            write_json(file, {"key": key, **asdict(old)})
+        return old
+    except Unreadable as error:
+        return without_points(name, assignment, str(error))
+    except Exception as error:
+        why = printable(f"the grader failed with {type(error).__name__}: {error}")
+        return without_points(name, assignment, f"{why[:300]}; look at it by hand")
+
+
+def _kept(name: str, file: Path, key: str) -> Grade | None:
     try:
         old = json.loads(file.read_text(encoding="utf-8"))
         if old["key"] == key:
@@ -366,30 +512,41 @@ def _graded(
             return Grade(name, marks, old["notes"], old["measured"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    result = grade(name, path, assignment, limits, workers)
-    write_json(file, {"key": key, **asdict(result)})
-    return result
+    return None
 
 
-def _write(grades: list[Grade], assignment: Assignment, out: Path) -> None:
+def _write(grades: dict[str, Grade | None], assignment: Assignment, out: Path) -> None:
+    """Write the tables; a submission whose grade is None has not been graded yet."""
     questions = list(assignment.tests)
     by_hand = [f"{name} (by hand, of {points:g})" for name, points in assignment.by_hand.items()]
     head = ["submission", *questions, "points", "of", *by_hand, "notes"]
-    wide = [
-        [g.name, *(f"{g.of_question(q):g}" for q in questions), f"{g.points:g}", f"{g.of:g}"]
-        + [""] * len(by_hand)
-        + ["; ".join(g.notes)]
-        for g in grades
-    ]
-    _write_text(out / "grades.csv", _csv([head, *wide]))
+    known = [g for g in grades.values() if g is not None]
+    wide = {
+        g.name: [
+            *(g.name, *(f"{g.of_question(q):g}" for q in questions)),
+            *(f"{g.points:g}", f"{g.of:g}", *[""] * len(by_hand), "; ".join(g.notes)),
+        ]
+        for g in known
+    }
+    later = [""] * (len(head) - 2)
+    rows = [wide.get(name, [name, *later, "not graded yet"]) for name in grades]
+    _write_text(out / "grades.csv", _csv([head, *rows]))
     long = [
-        [g.name, m.question, f"{m.points:g}", f"{m.of:g}", m.why] for g in grades for m in g.marks
+        [g.name, m.question, f"{m.points:g}", f"{m.of:g}", m.why] for g in known for m in g.marks
     ]
     _write_text(out / "marks.csv", _csv([["submission", "question", "points", "of", "why"], *long]))
-    if any(g.measured for g in grades):
-        _write_text(out / "leaderboard.csv", _csv(leaderboard(grades)))
-    for g in grades:
-        _write_text(out / "reports" / f"{g.name}.md", report(g, assignment))
+    if any(g.measured for g in known):
+        _write_text(out / "leaderboard.csv", _csv(leaderboard(known)))
+
+
+def _write_report(graded: Grade, assignment: Assignment, out: Path) -> None:
+    """Write a student's report; where its name is no name of a file, one made of a hash."""
+    text = report(graded, assignment)
+    try:
+        _write_text(out / "reports" / f"{graded.name}.md", text)
+    except InputError:
+        short = hashlib.sha256(graded.name.encode()).hexdigest()[:16]
+        _write_text(out / "reports" / f"{short}.md", text)
 
 
 def _write_text(path: Path, text: str) -> None:

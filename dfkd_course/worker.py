@@ -13,6 +13,7 @@ import inspect
 import io
 import json
 import os
+import re
 import signal
 import sys
 import sysconfig
@@ -21,14 +22,17 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any, TextIO
 
 import dfkd_lab
 import dfkd_lite
 
 from . import checking
-from .fence import limit, raise_fence
+from .fence import FORBIDDEN, limit, raise_fence
+from .kernel import enclose
+from .magics import Shell, make_shell
+from .switches import keep_switches, ordinary_gradients
 
 PACKAGE, LAB = (Path(package.__path__[0]) for package in (dfkd_lite, dfkd_lab))
 FORKS = sys.platform == "linux"  # elsewhere libraries may not survive a fork: one job a process
@@ -39,13 +43,21 @@ EARLY = (
     "matplotlib.pyplot", "plotly.graph_objects", "ipywidgets", "tqdm.auto", "dfkd_lite.cli.main",
     "dfkd_lite.viz.widgets", "dfkd_lab.command", "otter.test_files",
 )  # fmt: skip
+#: Commands that install packages, which students leave in by the way.
+INSTALLS = re.compile(r"!\s*(python3? -m |uv |sudo )*(pip|pip3|conda|mamba|apt|apt-get)\b")
+PROGRAM = FORBIDDEN["subprocess."]
 #: Modules that tests rely on.
 OURS = ("dfkd_lite", "dfkd_lab", "dfkd_course", "otter.test_files")
+#: Modules beside these that tests, or this one, rely on.
+SHARED_WITH_TESTS = (
+    "torch.nn.functional", "torch.testing._comparison", "numpy", "builtins", "inspect", "json",
+    "math", "os", "random", "signal", "threading", "time", "warnings",
+)  # fmt: skip
 #: Modules from which the assignments' checks import.
 SHARED = ("checking", "norms", "stages")
 TOPICS = sorted(
     {path.stem for path in Path(__file__).parent.glob("*.py")}
-    - {*SHARED, "__init__", "fence", "grade", "reading", "worker"}
+    - {*SHARED, "__init__", "fence", "grade", "kernel", "magics", "reading", "switches", "worker"}
 )
 #: Modules of checks, in the order of reloading: each comes after those that it imports from.
 CHECKS = tuple(f"{__package__}.{name}" for name in (*SHARED, *TOPICS))
@@ -119,12 +131,22 @@ def _work(job: dict[str, Any], questions: TextIO, answers: TextIO) -> None:
 
     say(process=os.getpid())
     _move(job["folder"])
-    shell = _shell()
-    pristine = _state()
+    at = [0]  # number of the cell that runs; of the tests, 0
+
+    def leave_out(what: str) -> None:
+        if what.startswith("!") and not INSTALLS.match(what) and PROGRAM not in refused:
+            refused.append(PROGRAM)
+        say(cell=at[0], left_out=what)
+
+    shell = make_shell(leave_out)
+    pristine, put_back = _state(), keep_switches()
     limit(job["memory"], job["file_size"])
+    if job["fenced"]:
+        enclose(Path.cwd(), _readable())
     refused = raise_fence(Path.cwd(), _readable())
     with redirect_stdout(Silence()), redirect_stderr(Silence()):
         for number, source in job["cells"]:
+            at[0] = number
             say(cell=number)
             error = _run_cell(shell, number, source, job["cell_seconds"])
             if error is not None:
@@ -132,10 +154,13 @@ def _work(job: dict[str, Any], questions: TextIO, answers: TextIO) -> None:
                 if _spoilt(error):
                     os._exit(1)  # the grader tries again without this cell
         _restore(pristine)
+        put_back()
+        at[0] = 0
         say(ready=True)
         tests = json.loads(questions.readline())
-        for question, source in tests.items():
-            _run_tests(question, source, shell.user_ns, job["test_seconds"], say)
+        with ordinary_gradients():
+            for question, source in tests.items():
+                _run_tests(question, source, shell.user_ns, job["test_seconds"], say)
     say(refused=refused, measured=checking.measured, done=True)
 
 
@@ -146,19 +171,6 @@ def _move(folder: str) -> None:
     tempfile.tempdir = None  # Python looks for the folder again
 
 
-def _shell() -> Any:
-    """Make an IPython shell, which turns `%magics` and `!commands` of the cells into Python.
-
-    The cells run outside of it, because it would keep what they print, and their tracebacks.
-    """
-    from IPython.core.interactiveshell import InteractiveShell
-    from traitlets.config import Config
-
-    config = Config()
-    config.HistoryManager.enabled = False
-    return InteractiveShell.instance(config=config)
-
-
 def _readable() -> list[Path]:
     """List what Python and the package read, but no assignments and no other submissions."""
     ours = [PACKAGE, LAB, PACKAGE.parent / "data", Path(__file__).parent]
@@ -167,7 +179,7 @@ def _readable() -> list[Path]:
     return [*paths, *(Path(p) for p in sysconfig.get_paths().values()), *about]
 
 
-def _run_cell(shell: Any, number: int, source: str, seconds: float) -> BaseException | None:
+def _run_cell(shell: Shell, number: int, source: str, seconds: float) -> BaseException | None:
     """Run a cell; return what it raises, or None."""
     try:
         with deadline(seconds):
@@ -192,17 +204,18 @@ def _line(error: BaseException, seconds: float) -> str:
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
-def _state() -> dict[str, dict[str, Any]]:
+def _state() -> dict[ModuleType, dict[str, Any]]:
     """Copy the names, with their values, of the modules that tests rely on."""
     found = {n: m for n, m in sys.modules.items() if n.startswith(OURS)}
-    found |= {n: sys.modules[n] for n in ("torch", "torch.nn.functional", "torch.testing", "numpy")}
-    return {name: dict(vars(module)) for name, module in found.items()}
+    found |= {n: sys.modules[n] for n in (*SHARED_WITH_TESTS, *EARLY[:2])}
+    return {module: dict(vars(module)) for module in found.values()}
 
 
-def _restore(state: dict[str, dict[str, Any]]) -> None:
+def _restore(state: dict[ModuleType, dict[str, Any]]) -> None:
     """Put back what a submission may have replaced, so that the tests are the real ones."""
-    for name, names in state.items():
-        vars(sys.modules[name]).update(names)
+    for module, names in state.items():
+        vars(module).update(names)
+        sys.modules[names["__name__"]] = module
     for name in CHECKS:  # objects inside of them may have changed too
         importlib.reload(sys.modules[name])
 

@@ -20,6 +20,7 @@ from mistakes import attention, spoilt
 
 from dfkd_course import grade as grading
 from dfkd_course.grade import GIB, Grade, Mark, Workers, grade_folder, leaderboard
+from dfkd_course.kernel import missing
 from dfkd_course.reading import read_assignment
 from dfkd_course.worker import jobs_in
 from dfkd_lite import InputError
@@ -28,6 +29,7 @@ from dfkd_lite.cli.main import main
 ROOT = Path(__file__).parents[1]
 MASTER = ROOT / "book" / "assignments" / "2-attention.ipynb"
 INSTALL = colab.install_cell(yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8")))
+UNFENCED = missing() is not None  # on this machine
 LIMITS = {"cell_seconds": 8.0, "test_seconds": 20.0, "total_seconds": 60.0, "memory": 2 * GIB}
 
 
@@ -71,7 +73,8 @@ def graded(
         content = text if isinstance(text, bytes) else text.encode()
         (submissions / f"{name}.ipynb").write_bytes(content)
     assignment = read_assignment(made.autograder)
-    found = grade_folder(submissions, assignment, folder / "out", jobs, workers, **LIMITS)
+    out = folder / "out"
+    found = grade_folder(submissions, assignment, out, jobs, workers, UNFENCED, **LIMITS)
     return {grade.name: grade for grade in found}
 
 
@@ -523,12 +526,12 @@ def test_only_what_changed_is_graded_again(
     folder.mkdir()
     for name in ("a", "b"):
         (folder / f"{name}.ipynb").write_text("{}")
-    first = grade_folder(folder, assignment, tmp_path / "out")
+    first = grade_folder(folder, assignment, tmp_path / "out", unfenced=True)
     (folder / "b.ipynb").write_text("{ }")
-    second = grade_folder(folder, assignment, tmp_path / "out")
+    second = grade_folder(folder, assignment, tmp_path / "out", unfenced=True)
     assert sorted(calls[:2]) == ["a", "b"] and calls[2:] == ["b"]
     assert first == second
-    grade_folder(folder, assignment, tmp_path / "out", cell_seconds=1.0)
+    grade_folder(folder, assignment, tmp_path / "out", unfenced=True, cell_seconds=1.0)
     assert sorted(calls[3:]) == ["a", "b"]
 
 
@@ -575,7 +578,8 @@ def test_an_instructors_path(
         place = tmp_path / "hand-ins" / name / "2-attention.ipynb"
         place.parent.mkdir(parents=True)
         place.write_text(text, encoding="utf-8")
-    command = ["course", "grade", "hand-ins", "--assignment"]
+    unfenced = ["--unfenced"] * UNFENCED
+    command = ["course", "grade", *unfenced, "hand-ins", "--assignment"]
     assert main([*command, "2-attention"]) == 2
     assert "make course" in capsys.readouterr().err
     built = tmp_path / "_build" / "course" / "2-attention" / "autograder.zip"
@@ -599,5 +603,5 @@ def test_an_instructors_path(
         assert (tmp_path / "grades" / "reports" / name / "2-attention.md").is_file()
     assert "refused" in got["network/2-attention"]["notes"]
 
-    assert main(["course", "grade", "grades", "--assignment", "2-attention"]) == 2
+    assert main(["course", "grade", *unfenced, "grades", "--assignment", "2-attention"]) == 2
     assert "no notebooks" in capsys.readouterr().err
