@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -60,7 +63,39 @@ def full(x: Tensor) -> Tensor:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch with ``seed`` for the block, and restore torch's global random state after it."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    """Seed all global sources of chance for the block, and restore their states after it.
+
+    These are torch's, on the CPU and on every accelerator in use, NumPy's and Python's: dropout,
+    stochastic depth and augmentations inside a network draw from them.
+    """
+    generators = _global_generators()
+    states = [generator.get_state() for generator in generators]
+    of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
+        for generator in generators:
+            generator.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        random.seed(seed)
         yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        np.random.set_state(of_numpy)  # noqa: NPY002
+        random.setstate(of_python)
+
+
+def derived_seed(*parts: int) -> int:
+    """Derive a seed below 2**63 from whole numbers; others give an unrelated one."""
+    digest = hashlib.sha256(" ".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _global_generators() -> list[torch.Generator]:
+    """Return torch's default generators: the CPU's, and those of accelerators that are in use."""
+    found = [torch.default_generator]
+    for kind in (torch.cuda, torch.xpu):
+        if kind.is_available() and kind.is_initialized():
+            found += kind.default_generators
+    if torch.backends.mps.is_available():
+        found.append(torch.mps._get_default_mps_generator())
+    return found

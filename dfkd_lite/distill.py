@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from . import parallel
-from .devices import PRECISIONS, mixed, placed, resolve_device, seeded
+from .devices import PRECISIONS, derived_seed, mixed, placed, resolve_device, seeded
 from .errors import DivergedError, InputError, check_range, choose
 from .image_pool import ImagePool
 from .methods import FsscConfig, Problem, create
@@ -181,8 +181,35 @@ class Distillation:
         return Result(self.evaluated_student.eval(), modules, self.pool, self.history)
 
     def step(self) -> dict[str, float]:
-        """Run one episode: synthesise, store and, after the warm-up, teach the student."""
+        """Run one episode: synthesise, store and, after the warm-up, teach the student.
+
+        What networks draw themselves (dropout) comes from the run's seed and the episode, so it
+        neither depends on torch's global state nor changes it.
+        """
         start = time.perf_counter()
+        with self._own_chance(0):
+            logs, made = self._learn()
+        self.episode += 1
+        row = {
+            name: float(parallel.mean(torch.stack(values).mean())) for name, values in logs.items()
+        }
+        self._check_losses(row)
+        end = time.perf_counter()
+        row |= {"seconds": end - start, "seconds_synthesise": made - start}
+        row = {"episode": self.episode, **row}
+        if self.measure and parallel.rank() == 0 and self._due(self.config.measure_every):
+            with self._own_chance(1), evaluating(self.evaluated_student) as student:
+                row |= self.measure(student)
+            row["seconds_measure"] = time.perf_counter() - end
+        self.history.append(row)
+        return row
+
+    def _own_chance(self, purpose: int) -> AbstractContextManager[None]:
+        numbers = self.config.seed, self.episode, parallel.rank(), purpose
+        return seeded(derived_seed(*numbers))
+
+    def _learn(self) -> tuple[dict[str, list[Tensor]], float]:
+        """Do the episode's work; return its losses, and when the images were made."""
         warm_up = self.episode < self.config.warm_up
         logs: dict[str, list[Tensor]] = defaultdict(list)
         with frozen(self.network), mixed(self._device, self.config.precision):
@@ -194,20 +221,7 @@ class Distillation:
             self.network.train()
             for number in range(self.config.student_steps):
                 _collect(logs, self._transfer(number))
-        self.episode += 1
-        row = {
-            name: float(parallel.mean(torch.stack(values).mean())) for name, values in logs.items()
-        }
-        self._check_losses(row)
-        end = time.perf_counter()
-        row |= {"seconds": end - start, "seconds_synthesise": made - start}
-        row = {"episode": self.episode, **row}
-        if self.measure and parallel.rank() == 0 and self._due(self.config.measure_every):
-            with evaluating(self.evaluated_student) as student:
-                row |= self.measure(student)
-            row["seconds_measure"] = time.perf_counter() - end
-        self.history.append(row)
-        return row
+        return logs, made
 
     @property
     def evaluated_student(self) -> nn.Module:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .data import ImageData
-from .devices import PRECISIONS, full, mixed, placed, resolve_device, seeded
+from .devices import PRECISIONS, derived_seed, full, mixed, placed, resolve_device, seeded
 from .errors import DivergedError, check_range, choose
 from .image_pool import augment
 from .networks import NetworkSpec, build, normalise
@@ -111,12 +111,13 @@ class Teaching:
         seen = correct = 0
         total = torch.zeros((), device=self.device)
         batches = self.data.train.batches(self.config.batch_size, self.order, self.device)
-        for images, labels in batches:
-            loss, logits = self._step(images, labels)
-            total += loss * len(labels)
-            correct += int((logits.argmax(1) == labels).sum())
-            seen += len(labels)
         number = len(self.history) + 1
+        with seeded(derived_seed(self.config.seed, number)):  # what the network itself draws
+            for images, labels in batches:
+                loss, logits = self._step(images, labels)
+                total += loss * len(labels)
+                correct += int((logits.argmax(1) == labels).sum())
+                seen += len(labels)
         row = {"epoch": number, "loss": float(total) / seen, "accuracy": correct / seen}
         if not row["loss"] < float("inf"):
             raise DivergedError(f"Training diverged in epoch {number}: lower lr={self.config.lr}.")

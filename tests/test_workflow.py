@@ -23,6 +23,7 @@ cells:
   - {name: without msarc, settings: {method: {beta: 0}}}
 """
 NAMES = ["full_seed7", "without-msarc_seed7"]
+WORK = "my runs' $HOME & more"  # a folder may be called so; the shell must not read it
 
 
 def start(folder: Path) -> subprocess.Popen:
@@ -37,7 +38,8 @@ def start(folder: Path) -> subprocess.Popen:
         [
             sys.executable, "-m", "snakemake", "-s", str(ROOT / "workflow" / "Snakefile"),
             "--cores", "2", "--rerun-incomplete", "--nolock",
-            "--config", "experiments=grid.yaml", "records=records", "work=runs", "device=cpu",
+            "--config", "experiments=my grid.yaml", "records=my records", "device=cpu",
+            f"work={WORK}",
         ],
         cwd=folder, env=environment, start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -45,7 +47,7 @@ def start(folder: Path) -> subprocess.Popen:
 
 
 def records(folder: Path) -> dict[str, dict]:
-    paths = (folder / "records" / "grid").glob("*.json")
+    paths = (folder / "my records" / "my grid").glob("*.json")
     return {path.stem: json.loads(path.read_text()) for path in paths}
 
 
@@ -69,11 +71,11 @@ def wait_for(found, process: subprocess.Popen, seconds: float = 120) -> None:
 def interrupted(tmp_path_factory) -> Path:
     """A workflow that was killed while students were being made, and then started once more."""
     folder = tmp_path_factory.mktemp("workflow")
-    (folder / "grid.yaml").write_text(GRID)
+    (folder / "my grid.yaml").write_text(GRID)
     first = start(folder)
     # two students at work: both have a checkpoint of their first episodes, none is done
-    begun = lambda: len({p.parts[-3] for p in folder.glob("runs/grid/*/checkpoints/step-*")}) >= 2  # noqa: E731
-    wait_for(begun, first)
+    steps = f"{WORK}/my grid/*/checkpoints/step-*"
+    wait_for(lambda: len({path.parts[-3] for path in folder.glob(steps)}) >= 2, first)
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
     (folder / "cut-off.json").write_text(json.dumps(sorted(records(folder))))
@@ -86,9 +88,9 @@ def interrupted(tmp_path_factory) -> Path:
 def test_every_run_is_recorded_once_and_the_report_is_written(interrupted):
     assert sorted(records(interrupted)) == sorted(NAMES)
     assert len(json.loads((interrupted / "cut-off.json").read_text())) < len(NAMES)
-    table = (interrupted / "runs" / "report.csv").read_text().splitlines()
+    table = (interrupted / WORK / "report.csv").read_text().splitlines()
     assert len(table) == 3 and all(",1,1,0," in line for line in table[1:])  # 1 of 1, 0 diverged
-    assert "without msarc" in (interrupted / "runs" / "report.html").read_text()
+    assert "without msarc" in (interrupted / WORK / "report.html").read_text()
 
 
 def test_runs_that_were_cut_off_went_on_and_ended_the_same(interrupted, tmp_path):
@@ -96,7 +98,7 @@ def test_runs_that_were_cut_off_went_on_and_ended_the_same(interrupted, tmp_path
     resumed = [name for name, record in found.items() if record["resumed_after"]]
     assert resumed, "nothing was cut off: the test killed too early or too late"
     # the same file without Snakemake, and nothing killed
-    (tmp_path / "grid.yaml").write_text(GRID)
+    (tmp_path / "my grid.yaml").write_text(GRID)
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "DFKD_DATA": str(tmp_path / "kept"),
@@ -104,8 +106,8 @@ def test_runs_that_were_cut_off_went_on_and_ended_the_same(interrupted, tmp_path
     }
     subprocess.run(
         [
-            sys.executable, "-m", "dfkd_lite", "run", "grid.yaml", "--device", "cpu",
-            "--records", "records", "--work", "runs", "--only", f"name={resumed[0]}",
+            sys.executable, "-m", "dfkd_lite", "run", "my grid.yaml", "--device", "cpu",
+            "--records", "my records", "--work", "runs", "--only", f"name={resumed[0]}",
         ],
         cwd=tmp_path, env=environment, check=True, capture_output=True,
     )  # fmt: skip

@@ -167,14 +167,20 @@ def _methods(options: argparse.Namespace) -> None:
 def _data(
     options: argparse.Namespace, name: str, size: int | None, spec: NetworkSpec | None = None
 ) -> ImageData:
-    """Load data; refuse other numbers of classes or channels than those of ``spec``."""
+    """Load data and say what was read; refuse other classes or channels than those of ``spec``."""
     data = load(name, options.data_root, size, options.download)
+    print(data)
     if spec and (data.classes, data.channels) != (spec.classes, spec.channels):
         raise InputError(
             f"{data.name} has {data.classes} classes and {data.channels} channels, the network "
             f"{spec.classes} and {spec.channels}: give the kind of data it was trained on."
         )
-    return data
+    if spec is None:
+        return data
+    fitting = data.aligned(spec.class_names)
+    if fitting is not data:
+        print("the network has the classes in another order: labels are exchanged by name")
+    return fitting
 
 
 def _accuracy(data: ImageData, spec: NetworkSpec, model: nn.Module) -> dict[str, float]:

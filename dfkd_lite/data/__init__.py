@@ -67,8 +67,13 @@ def load(
 
     A folder holds ``<class>/*.png`` (of each class a fifth, drawn by a fixed rule, becomes the
     test split), or ``train/<class>/..`` with ``test/<class>/..``, ``val/<class>/..`` or both
-    (``val`` alone serves as test). An ``.npz`` holds uint8 arrays ``train_images`` (N, H, W) or
-    (N, H, W, C), ``train_labels``, ``test_images``, ``test_labels``, optionally ``val_*``, or
+    (``val`` alone serves as test); also ``Training``, ``valid``, ``test_set`` and the like, inside
+    a further folder, or the splits inside the classes. Classes are in natural order ("2" before
+    "10"); images are turned upright by their EXIF orientation, and laid on white where they are
+    transparent. ``print`` of what is returned says which folder was taken for what.
+
+    An ``.npz`` holds uint8 arrays ``train_images`` (N, H, W) or (N, H, W, C),
+    ``train_labels``, ``test_images``, ``test_labels``, optionally ``val_*``, or
     ``x_train``, ``y_train``, ``x_test``, ``y_test``. A string that is a name is read as a name,
     even where a folder is called the same; give the folder as a `Path`.
 
@@ -95,10 +100,10 @@ def _read_path(path: Path, root: Path, size: int | None) -> ImageData:
     if path.is_dir():
         return read_folder(path, str(path), size)
     if path.is_file():
-        if path.suffix == ".npz":
+        if path.suffix.lower() == ".npz":
             return read_npz(path, str(path), root, size)
         raise InputError(f"{path} is neither a folder of class folders nor an .npz file.")
-    if path.suffix == ".npz" or len(path.parts) > 1:
+    if path.suffix.lower() == ".npz" or len(path.parts) > 1:
         raise InputError(f"There is no file or folder {path}; check the path.")
     try:
         choose("data set", str(path), names())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from ..errors import InputError
+from .classes import natural_order
 from .download import read_text, unpacked
 from .images import (
     MEMORY_LIMIT,
@@ -24,7 +27,12 @@ from .images import (
     pixel_statistics,
 )
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+    | {".ppm", ".pgm", ".pbm"}
+)
+
+HEADERS = 2_048  # files read to see whether all are grey
 
 # ImageNet's usual mean and std. Two of its subsets use them, to avoid a pass over the files.
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -42,7 +50,31 @@ IMAGENETTE_NAMES = {
     "n03888257": "parachute",
 }
 
+# Folders that operating systems and editors make; names that begin with a dot are left out too.
+_NOT_DATA = frozenset(
+    {"__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
+)
+
+# The words by which folders say what split they hold, and what they may carry beside the word.
+_SPLIT_WORDS = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+_FILLERS = frozenset({"set", "data", "dataset", "split", "image", "images", "imgs", "img"})
+
 _Files = list[tuple[Path, int]]  # image files of one split, each with its label
+_ByClass = dict[str, list[Path]]  # image files of one split by class, the classes in order
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Says what a folder holds: classes in order, files of each split, and where they were."""
+
+    classes: list[str]
+    splits: dict[str, _Files]
+    origin: dict[str, str]
+    passed_over: tuple[str, ...] = ()
 
 
 def read_imagenette(root: Path, size: int | None, download: bool) -> ImageData:
@@ -77,70 +109,191 @@ def read_folder(
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
 ) -> ImageData:
     """Read class folders (or Tiny-ImageNet's layout); ``nice_names`` replace the folders' names."""
-    tiny = (folder / "val" / "val_annotations.txt").is_file()
-    classes, splits = _tiny_splits(folder) if tiny else _folder_splits(folder)
-    if tiny:
-        nice_names = _tiny_names(folder)
-    if len(classes) < 2:
+    try:
+        tiny = (folder / "val" / "val_annotations.txt").is_file()
+        layout = _tiny_layout(folder) if tiny else _layout(folder)
+        if tiny:
+            nice_names = _tiny_names(folder)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read ({error}); is it yours to read?") from None
+    if len(layout.classes) < 2:
         raise InputError(f"{folder} has a single class folder; a classifier needs at least two.")
-    class_names = tuple((nice_names or {}).get(c, c) for c in classes)
-    return _from_files(name, class_names, splits, size, statistics)
+    class_names = tuple((nice_names or {}).get(c, c) for c in layout.classes)
+    return _from_files(name, class_names, layout, size, statistics)
 
 
-def _folder_splits(folder: Path) -> tuple[list[str], dict[str, _Files]]:
-    there = [split for split in ("train", "val", "test") if (folder / split).is_dir()]
-    if there and "train" not in there:
+def _layout(folder: Path) -> _Layout:
+    """Read the layouts that people have: splits of classes, classes of splits, classes alone."""
+    named = _split_folders(folder)
+    if named:
+        return _of_splits(folder, named)
+    classes = _subfolders(folder)
+    if len(classes) == 1 and _subfolders(classes[0]) and not _images(classes[0], deep=False):
+        return _layout(classes[0])  # a folder in a folder, as archives unpack
+    if len(classes) > 1 and all(_holds_splits_only(path) for path in classes):
+        return _of_classes(folder)
+    return _held_out(_list_classes(folder), "")
+
+
+def _split_folders(folder: Path) -> dict[str, list[Path]]:
+    """Find the folders that say by their names that they hold a split, and hold class folders.
+
+    A class may be called ``train``, too: it holds images, or is one of several with one folder.
+    """
+    inside = _subfolders(folder)
+    said = {path: _split_of(path.name) for path in inside}
+    holding = [path for path in inside if said[path] and _subfolders(path)]
+    if len({said[path][0] for path in holding}) > 1:  # "cat_train", "dog_test" are classes
+        holding = [path for path in holding if not said[path][0]]
+    if len(holding) == 1 and (said[holding[0]][0] or len(_subfolders(holding[0])) == 1):
+        holding = holding if len(inside) == 1 else []
+    found: dict[str, list[Path]] = {}
+    for path in holding:
+        found.setdefault(said[path][1], []).append(path)
+    flat = {said[path][1] for path in inside if said[path] and not said[path][0]}
+    if not found and len(flat) > 1 and "train" in flat:
+        raise InputError(
+            f"{folder} has splits ({_few([path.name for path in inside])}) without class folders "
+            "inside; put the images of each class into a folder of its own: train/<class>/*.png."
+        )
+    return found
+
+
+def _split_of(name: str) -> tuple[str, ...]:
+    """Read ``Train``, ``test_set`` or ``seg_train`` as (what stands before it, split); else ()."""
+    words = re.findall(r"[^\W\d_]+", name.casefold())
+    words = [word if word in _FILLERS else word.removesuffix("set") for word in words]
+    words = [word for word in words if word not in _FILLERS]
+    if not words or words[-1] not in _SPLIT_WORDS:
+        return ()
+    return " ".join(words[:-1]), _SPLIT_WORDS[words[-1]]
+
+
+def _of_splits(folder: Path, named: dict[str, list[Path]]) -> _Layout:
+    for split, paths in named.items():
+        if len(paths) > 1:
+            raise InputError(
+                f"{folder} has more than one folder for {split}: {_few([p.name for p in paths])}; "
+                "leave one."
+            )
+    if "train" not in named:
         raise InputError(f"{folder} has a test or val folder, but no train folder beside it.")
+    order: list[str] = [split for split in ("train", "val", "test") if split in named]
+    there = {split: named[split][0] for split in order}
+    over = [path for path in _subfolders(folder) if path not in there.values()]
+    passed_over = tuple(path.name for path in over if _images(path))
+    found = {split: _list_classes(_unnested(path)) for split, path in there.items()}
+    origin = {split: f"{path.name}/" for split, path in there.items()}
     if len(there) < 2:
-        return _held_out(folder / "train" if there else folder)
-    found = {split: _list_classes(folder / split) for split in there}
+        layout = _held_out(found["train"], f" of {origin['train']}")
+        return replace(layout, passed_over=passed_over)
     classes = list(found["train"])
     for split, images in found.items():
         if differing := set(images) ^ set(classes):
             raise InputError(
-                f"{folder / split} and {folder / 'train'} must have the same class folders; "
+                f"{there[split]} and {there['train']} must have the same class folders; "
                 f"only one of them has: {_few(sorted(differing))}."
             )
+    return _Layout(*_with_test(classes, found, origin), passed_over)
+
+
+def _with_test(
+    classes: list[str], found: dict[str, _ByClass], origin: dict[str, str]
+) -> tuple[list[str], dict[str, _Files], dict[str, str]]:
+    """Label the files of each split; ``val`` alone serves as test."""
     if "test" not in found:
-        found["test"] = found.pop("val")
-    return classes, {
+        found["test"], origin["test"] = found.pop("val"), origin.pop("val")
+    labelled = {
         split: [(path, label) for label, name in enumerate(classes) for path in images[name]]
         for split, images in found.items()
     }
+    return classes, labelled, origin
 
 
-def _held_out(folder: Path) -> tuple[list[str], dict[str, _Files]]:
+def _holds_splits_only(folder: Path) -> bool:
+    """Tell whether a class folder has its splits inside, and nothing else."""
+    said = [_split_of(path.name) for path in _subfolders(folder)]
+    splits = {split[1] for split in said if split}
+    whole = all(said) and len(splits) == len(said) > 1 and "train" in splits
+    return whole and not _images(folder, deep=False)
+
+
+def _of_classes(folder: Path) -> _Layout:
+    """Read ``<class>/<split>/*.png``."""
+    found: dict[str, _ByClass] = {}
+    classes = {path.name: path for path in _subfolders(folder)}
+    for name in natural_order(classes):
+        for path in _subfolders(classes[name]):
+            found.setdefault(_split_of(path.name)[1], {})[name] = _images(path)
+    for split, images in found.items():
+        empty = [name for name in classes if not images.get(name)]
+        if empty:
+            raise InputError(f"In {folder}, these classes have no {split} images: {_few(empty)}.")
+    origin = {split: f"<class>/{split}/" for split in found}
+    return _Layout(*_with_test(natural_order(classes), found, origin))
+
+
+def _held_out(images: _ByClass, where: str) -> _Layout:
     """Split off a fifth of each class (at least one image) as test; the draw never changes."""
-    images, train, test = _list_classes(folder), _Files(), _Files()
-    for label, (name, paths) in enumerate(images.items()):
+    train, test = _Files(), _Files()
+    for label, paths in enumerate(images.values()):
         if len(paths) < 2:
             raise InputError(
-                f"{folder / name} holds one image; at least two are needed, one of them to test."
+                f"{paths[0].parent} holds one image; at least two are needed, one of them to test."
             )
         drawn = set(np.random.RandomState(0).permutation(len(paths))[: max(1, len(paths) // 5)])
         for i, path in enumerate(paths):
             (test if i in drawn else train).append((path, label))
-    return list(images), {"train": train, "test": test}
+    origin = {"train": f"four fifths of each class{where}", "test": f"a fifth of each class{where}"}
+    return _Layout(list(images), {"train": train, "test": test}, origin)
 
 
-def _list_classes(folder: Path) -> dict[str, list[Path]]:
-    """Return the class folders, sorted by name, each with its image files, sorted too."""
-    classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+def _unnested(folder: Path) -> Path:
+    """Go into a folder that only wraps the class folders, as in ``train/train/<class>``."""
+    inside = _subfolders(folder)
+    if len(inside) == 1 and len(_subfolders(inside[0])) > 1 and not _images(inside[0], deep=False):
+        return inside[0]
+    return folder
+
+
+def _list_classes(folder: Path) -> _ByClass:
+    """Return the class folders in natural order, each with its image files, sorted as text."""
+    classes = {path.name: path for path in _subfolders(folder)}
     if not classes:
         raise InputError(f"{folder} holds no class folders; put the images into <class>/*.png.")
     found = {}
-    for path in classes:
-        files = (f for f in path.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
-        found[path.name] = sorted(f for f in files if not f.name.startswith("."))
-        if not found[path.name]:
+    for name in natural_order(classes):
+        found[name] = _images(classes[name])
+        if not found[name]:
             raise InputError(
-                f"The class folder {path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); "
-                "fill or remove it."
+                f"The class folder {classes[name]} holds no images "
+                f"({', '.join(sorted(IMAGE_SUFFIXES))}); fill or remove it."
             )
     return found
 
 
-def _tiny_splits(folder: Path) -> tuple[list[str], dict[str, _Files]]:
+def _subfolders(folder: Path) -> list[Path]:
+    """Return the folders in a folder that may hold data, sorted by name."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and _may_hold(path.name))
+
+
+def _images(folder: Path, deep: bool = True) -> list[Path]:
+    """Return the image files in a folder (``deep``: at any depth), sorted."""
+    found = folder.rglob("*") if deep else folder.iterdir()
+    return sorted(
+        path
+        for path in found
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and all(map(_may_hold, path.relative_to(folder).parts))
+        and not path.is_dir()
+    )
+
+
+def _may_hold(name: str) -> bool:
+    return not name.startswith(".") and name.casefold() not in _NOT_DATA
+
+
+def _tiny_layout(folder: Path) -> _Layout:
     """List Tiny-ImageNet's files; val serves as test, as the labels of test are not published."""
     images, annotations = _list_classes(folder / "train"), folder / "val" / "val_annotations.txt"
     label_of, test = {name: label for label, name in enumerate(images)}, _Files()
@@ -152,7 +305,8 @@ def _tiny_splits(folder: Path) -> tuple[list[str], dict[str, _Files]]:
     if not test:
         raise InputError(f"{annotations} is empty; unpack the archive again.")
     train = [(path, label_of[name]) for name, paths in images.items() for path in paths]
-    return list(images), {"train": train, "test": test}
+    origin = {"train": "train/", "test": "val/"}
+    return _Layout(list(images), {"train": train, "test": test}, origin)
 
 
 def _tiny_names(folder: Path) -> dict[str, str]:
@@ -164,18 +318,18 @@ def _tiny_names(folder: Path) -> dict[str, str]:
 def _from_files(
     name: str,
     class_names: tuple[str, ...],
-    files: dict[str, _Files],
+    layout: _Layout,
     size: int | None,
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None,
 ) -> ImageData:
-    everything = [path for split in files.values() for path, _ in split]
-    headers = [kind_and_side(path) for path in _spread(everything, 64)]
-    channels = 1 if all(mode in ("1", "L", "LA") for mode, _ in headers) else 3
+    everything = [path for split in layout.splits.values() for path, _ in split]
+    headers = [kind_and_side(path) for path in _spread(everything, HEADERS)]
+    channels = 1 if all(grey for grey, _ in headers) else 3
     side = size or min(headers[0][1], SIZES[1])
-    splits: dict[str, AnySplit] = {
-        s: FolderSplit(tuple(p for p, _ in f), torch.tensor([n for _, n in f]), channels, side)
-        for s, f in files.items()
-    }
+    splits: dict[str, AnySplit] = {}
+    for split, files in layout.splits.items():
+        paths, labels = tuple(path for path, _ in files), torch.tensor([n for _, n in files])
+        splits[split] = FolderSplit(paths, labels, channels, side, class_names, sorted_names=True)
     if len(everything) * channels * side**2 <= MEMORY_LIMIT:
         splits = {s: _decode_all(d, s) for s, d in splits.items()}
     train = splits["train"]
@@ -184,13 +338,17 @@ def _from_files(
         images = train.images if isinstance(train, Split) else train.take(some)
         statistics = pixel_statistics(images)
     val, test = splits.get("val"), splits["test"]
-    return ImageData(name, class_names, channels, side, *statistics, train, val, test)
+    return ImageData(
+        name, class_names, channels, side, *statistics, train, val, test,
+        layout.origin, layout.passed_over,
+    )  # fmt: skip
 
 
 def _decode_all(split: AnySplit, name: str) -> Split:
     starts = range(0, len(split), 512)
     pieces = tqdm(starts, f"reading {name}", leave=False, delay=1)  # shown only after a second
-    return Split(torch.cat([split.take(slice(i, i + 512)) for i in pieces]), split.labels)
+    images = torch.cat([split.take(slice(i, i + 512)) for i in pieces])
+    return Split(images, split.labels, split.class_names, split.sorted_names)
 
 
 def _spread(items: Sequence[Any], count: int) -> list[Any]:

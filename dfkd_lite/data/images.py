@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from ..errors import InputError, check_range
 from ..networks import NetworkSpec
+from .classes import aligned_labels
 
 SIZES = (8, 224)  # smallest and largest side in pixels: of the digits, and of the paper
 
@@ -29,6 +31,22 @@ DECODE_THREADS = min(8, os.cpu_count() or 1)
 
 # What Pillow raises for files that are damaged or are not images.
 _BAD_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+
+# And for damaged notes inside a sound image.
+_BAD_NOTES = (*_BAD_IMAGE, AttributeError, KeyError, TypeError, IndexError, OverflowError)
+
+_GREY_MODES = ("1", "L", "LA", "La")
+
+# How to turn an image upright, by its EXIF orientation (1: it is upright).
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def _chunks(count: int, batch_size: int, rng: torch.Generator | None) -> list[Tensor | slice]:
@@ -51,10 +69,15 @@ class Split:
     Attributes:
         images: uint8 (N, C, H, W), 0 to 255.
         labels: int64 (N,), 0 to classes - 1.
+        class_names: what the labels stand for, in their order; () where nobody knows.
+        sorted_names: the labels are places in the order of the names, as class folders give them;
+            if not, they are the source's own numbers.
     """
 
     images: Tensor
     labels: Tensor
+    class_names: tuple[str, ...] = ()
+    sorted_names: bool = False
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
@@ -100,12 +123,15 @@ class FolderSplit:
         labels: int64 (N,).
         channels: 1 (grey) or 3 (RGB); every image is converted.
         size: side in pixels; an image's shorter side is resized to it, and the middle is kept.
+        class_names, sorted_names: as in `Split`.
     """
 
     paths: tuple[Path, ...]
     labels: Tensor
     channels: int
     size: int
+    class_names: tuple[str, ...] = ()
+    sorted_names: bool = False
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -150,6 +176,22 @@ class FolderSplit:
 AnySplit = Split | FolderSplit
 
 
+def aligned(split: AnySplit, class_names: tuple[str, ...]) -> AnySplit:
+    """Give a split the labels of a network whose classes are called ``class_names``.
+
+    Where the names are the same in another order, the labels are exchanged. Nothing is compared
+    where one side has no names, nor where one has only the numbers 0, 1, .. and the labels are the
+    source's own numbers.
+
+    Raises:
+        InputError: the names differ.
+    """
+    found = aligned_labels(split.class_names, class_names, split.sorted_names)
+    if found is None:
+        return split
+    return replace(split, labels=torch.tensor(found)[split.labels], class_names=class_names)
+
+
 @dataclass(frozen=True, eq=False)
 class ImageData:
     """Holds a data set for image classification.
@@ -161,6 +203,10 @@ class ImageData:
         mean, std: one number a channel, of pixels in [0, 1], from the train split (imagenette and
             imagenet100: ImageNet's usual constants); ``std`` from the split is at least 1/255.
         train, val, test: the splits; ``val`` is None where the source has none.
+        origin: where each split was found, in a few words.
+        passed_over: folders that were not read.
+
+    As text it says in two lines what was read.
     """
 
     name: str
@@ -172,6 +218,42 @@ class ImageData:
     train: AnySplit
     val: AnySplit | None
     test: AnySplit
+    origin: Mapping[str, str] = field(default_factory=dict)
+    passed_over: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, split in self.splits().items():
+            if split.class_names != self.class_names:
+                object.__setattr__(self, name, replace(split, class_names=self.class_names))
+
+    def splits(self) -> dict[str, AnySplit]:
+        """Return the splits that there are, by name."""
+        every = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: split for name, split in every.items() if split is not None}
+
+    def __str__(self) -> str:
+        parts = []
+        for name, split in self.splits().items():
+            origin = self.origin.get(name)
+            parts.append(f"{name} {len(split)}" + (f" ({origin})" if origin else ""))
+        shape = f"{self.channels} x {self.size} x {self.size}"
+        over = f"; passed over: {', '.join(self.passed_over)}" if self.passed_over else ""
+        counts = torch.bincount(self.train.labels, minlength=self.classes)
+        each = f"{counts.min()}" + (f" to {counts.max()}" if counts.min() < counts.max() else "")
+        return (
+            f"{self.name}: {', '.join(parts)} images of {shape}{over}\n"
+            f"{self.classes} classes, {each} training images each: first "
+            f"'{self.class_names[0]}', last '{self.class_names[-1]}'"
+        )
+
+    def aligned(self, class_names: tuple[str, ...]) -> ImageData:
+        """Give all labels the order of a network's classes, as :func:`aligned` does."""
+        test = aligned(self.test, class_names)
+        if test is self.test:
+            return self
+        val = None if self.val is None else aligned(self.val, class_names)
+        train = aligned(self.train, class_names)
+        return replace(self, class_names=class_names, train=train, val=val, test=test)
 
     @property
     def classes(self) -> int:
@@ -233,29 +315,53 @@ def from_tensors(
     return ImageData(name, class_names, channels, side, mean, std, train, val, test)
 
 
-def _open(path: Path) -> Image.Image:
-    """Open an image file and read its header; raise InputError where it cannot be read."""
+def _open(path: Path, whole: bool = False) -> Image.Image:
+    """Open an image file and read its header; raise InputError where it cannot be read.
+
+    ``whole`` reads all bytes first: a TIFF that Pillow maps from its path is turned wrongly.
+    """
     try:
-        return Image.open(path)
+        return Image.open(io.BytesIO(path.read_bytes()) if whole else path)
     except (*_BAD_IMAGE, Image.DecompressionBombError) as error:
         raise InputError(f"The image {path} cannot be read ({error}); replace it.") from None
 
 
-def kind_and_side(path: Path) -> tuple[str, int]:
-    """Return Pillow's mode of an image file ("L", "RGB", ...) and its shorter side in pixels."""
+def kind_and_side(path: Path) -> tuple[bool, int]:
+    """Return whether an image file is grey, and its shorter side in pixels."""
     with _open(path) as image:
-        return image.mode, min(image.size)
+        return image.mode in _GREY_MODES, min(image.size)
 
 
 def decode(path: Path, channels: int, size: int) -> Tensor:
-    """Decode one image file to uint8 (channels, size, size): resized, and cut to its middle."""
-    with _open(path) as image:
+    """Decode one image file to uint8 (channels, size, size): resized, and cut to its middle.
+
+    It is turned upright as its EXIF orientation says, and laid on white where it is transparent.
+    """
+    with _open(path, whole=True) as image:
         if image.mode.startswith(("I", "F")):
             raise InputError(f"The image {path} has more than 8 bits a pixel; save it with 8.")
         try:
-            picture = image.convert("L" if channels == 1 else "RGB")
-        except _BAD_IMAGE as error:
+            picture = _opaque(_upright(image), "L" if channels == 1 else "RGB")
+        except (*_BAD_IMAGE, Image.DecompressionBombError) as error:
             raise InputError(f"The image {path} cannot be read ({error}); replace it.") from None
     if picture.size != (size, size):
         picture = ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(picture)).view(size, size, channels).permute(2, 0, 1)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()  # first, because Pillow turns a TIFF by itself while it loads
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except _BAD_NOTES:  # damaged notes do not make an image unreadable
+        orientation = None
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
+def _opaque(image: Image.Image, mode: str) -> Image.Image:
+    if not image.has_transparency_data:
+        return image.convert(mode)
+    coloured = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, coloured).convert(mode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import zipfile
@@ -59,6 +60,7 @@ def _header(path: Path, file: zipfile.ZipFile, member: str) -> tuple[tuple[int, 
                 shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
             else:
                 shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+            size = file.getinfo(member).file_size - stream.tell()
         except ValueError as error:
             raise InputError(f"In {path}, {member} is not an array ({error}).") from None
     if dtype.hasobject:
@@ -66,6 +68,9 @@ def _header(path: Path, file: zipfile.ZipFile, member: str) -> tuple[tuple[int, 
             f"In {path}, {member} is pickled, which could run code when it is opened, so it is "
             "refused; save plain number arrays with numpy.savez."
         )
+    told = math.prod(shape) * dtype.itemsize  # a huge number here must not ask for memory
+    if any(type(side) is not int or side < 0 for side in shape) or told != size:
+        raise InputError(f"In {path}, {member} is damaged: its size is not what it says of itself.")
     return shape, dtype
 
 

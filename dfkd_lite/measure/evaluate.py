@@ -6,18 +6,16 @@ network. :func:`predict` makes the logits; :func:`evaluate` calls all measures.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import kd
 from ..cam import upsample
+from ..data.images import AnySplit, aligned
 from ..errors import DivergedError, InputError, check_range
 from ..networks import NetworkSpec, Statistics, evaluating, normalise
-
-if TYPE_CHECKING:
-    from ..data import AnySplit
 
 
 @torch.no_grad()
@@ -33,16 +31,19 @@ def predict(
         model: normalised images (B, C, H, W) -> logits (B, K), on any device.
         split: the images and labels, in order.
         spec: the normalisation of images in [0, 1]: a ``NetworkSpec``, or the data set itself.
+            Where it names the classes and the split does too, labels follow the order of ``spec``.
         batch_size: images at a time; it changes the memory needed and nothing else.
 
     Returns:
         Logits (N, K) and labels (N,), both on the CPU.
 
     Raises:
-        InputError: the split is empty, an output is not (B, K), a label is not one of the K
-            classes, a logit is NaN or infinite (``DivergedError``), or ``batch_size`` is below 1.
+        InputError: the classes are called otherwise, the split is empty, an output is not (B, K),
+            a label is not one of the K classes, a logit is NaN or infinite (``DivergedError``), or
+            ``batch_size`` is below 1.
     """
     logits, labels = [], []
+    split = aligned(split, getattr(spec, "class_names", ()))
     with evaluating(model):
         for images, wanted in split.batches(batch_size, device=_device(model)):
             logits.append(model(normalise(images, spec)).cpu())

@@ -109,8 +109,14 @@ def load_network(path: str | Path) -> tuple[nn.Module, NetworkSpec]:
     """
     path = Path(path)
     spec = _parse_spec(path, read_metadata(path).get("spec"))
+    try:
+        with torch.device("meta"):  # nothing is allocated before the file's tensors are seen to fit
+            blank = build(spec.network, spec.classes, spec.channels, spec.size)
+    except (RuntimeError, TypeError, OverflowError):
+        raise InputError(f"{path} describes a network that is too large to be built.") from None
+    weights = _fitting_weights(path, blank.state_dict())
     model = build(spec.network, spec.classes, spec.channels, spec.size)
-    load_weights(path, model)
+    model.load_state_dict(weights)
     return model.eval(), spec
 
 
@@ -121,7 +127,11 @@ def load_weights(path: str | Path, model: nn.Module) -> None:
         InputError: a missing, damaged or foreign file; tensors that are missing, left over, of
             another shape or not finite.
     """
-    path, wanted = Path(path), model.state_dict()
+    model.load_state_dict(_fitting_weights(Path(path), model.state_dict()))
+
+
+def _fitting_weights(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Read the tensors of a file in the order of ``wanted``; refuse others than those."""
     with _reading(path):
         weights = parse_safetensors(path.read_bytes())
     for problem, keys in (
@@ -143,7 +153,7 @@ def load_weights(path: str | Path, model: nn.Module) -> None:
                 "the width the same?"
             )
     check_all_finite(str(path), weights, "these weights are of no use, take another file")
-    model.load_state_dict(weights)
+    return weights
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
