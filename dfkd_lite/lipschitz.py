@@ -111,7 +111,7 @@ _Sizes = dict[nn.Module, tuple[tuple[int, int], tuple[int, int]]]  # (H, W) in a
 # Compared by forward, not by class: a subclass with a forward of its own has other steps.
 _CHAINS = {kind.forward for kind in (nn.Sequential, WideResNet, ResNet, VGG)}
 _NO_GROWTH = (nn.ReLU, nn.Flatten, nn.Dropout, nn.Dropout2d, nn.Identity)
-_BATCH_NORMS = (nn.BatchNorm2d, nn.BatchNorm1d)
+_BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.BatchNorm1d)
 _AVERAGES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
 
@@ -151,7 +151,7 @@ def _factors(steps: list[_Step], sizes: _Sizes) -> list[LayerBound]:
             continue
         name, module = step
         following = queue[0][1] if queue and isinstance(queue[0], tuple) else None
-        if isinstance(module, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
+        if isinstance(module, nn.Conv2d) and isinstance(following, (nn.BatchNorm2d, nn.SyncBatchNorm)):
             queue.pop(0)
             batch_norm_norm(following)  # called only for its checks
             norm = conv_norm(fuse_conv_bn_eval(module, following), sizes[module][0])

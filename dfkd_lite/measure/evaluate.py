@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from .. import kd
 from ..cam import upsample
+from ..door import check_single
 from ..errors import DivergedError, InputError, check_range
 from ..networks import NetworkSpec, Statistics, evaluating, normalise
+from ..networks.layers import one_tensor
 
 if TYPE_CHECKING:
     from ..data import AnySplit
@@ -43,9 +45,10 @@ def predict(
             classes, a logit is NaN or infinite (``DivergedError``), or ``batch_size`` is below 1.
     """
     logits, labels = [], []
+    check_single("The network", model)
     with evaluating(model):
         for images, wanted in split.batches(batch_size, device=_device(model)):
-            logits.append(model(normalise(images, spec)).cpu())
+            logits.append(one_tensor(model(normalise(images, spec))).cpu())
             labels.append(wanted.cpu())
     if not logits:
         raise InputError("There are no images to evaluate on: the split is empty.")

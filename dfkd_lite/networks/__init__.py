@@ -2,7 +2,7 @@
 
 from .layers import Layers, batch_norms, capture, count_parameters, evaluating, find_layers
 from .resnet import ResNet
-from .spec import FromPixels, NetworkSpec, Statistics, normalise
+from .spec import FromPixels, LogitsOf, NetworkSpec, Statistics, normalise
 from .vgg import VGG
 from .wide_resnet import WideResNet
 from .zoo import NETWORKS, build
@@ -12,6 +12,7 @@ __all__ = [
     "VGG",
     "FromPixels",
     "Layers",
+    "LogitsOf",
     "NetworkSpec",
     "ResNet",
     "Statistics",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -46,6 +46,12 @@ class NetworkSpec:
             )
         for value in self.std:
             check_range("std", value, 0, above=True)
+        if max(*self.mean, *self.std) > 1:
+            mean, std = (tuple(round(v / 255, 4) for v in of) for of in (self.mean, self.std))
+            raise InputError(
+                "mean and std are for images in [0, 1], but one is above 1. In units of 0 to 255? "
+                f"Divide by 255: mean={mean}, std={std}."
+            )
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -97,3 +103,25 @@ class FromPixels(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.model(normalise(pixels, self))
+
+
+class LogitsOf(nn.Module):
+    """A network that answers with a tuple, a dict or an object, of which ``part`` has the logits.
+
+    ``part`` is an index, a key or an attribute's name: images (B, C, H, W) -> logits (B, K).
+    """
+
+    def __init__(self, model: nn.Module, part: int | str) -> None:
+        super().__init__()
+        self.model, self.part = model, part
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Any = self.model(x)
+        try:
+            if isinstance(self.part, str) and hasattr(output, self.part):
+                return getattr(output, self.part)
+            return output[self.part]
+        except (KeyError, IndexError, TypeError):
+            raise InputError(
+                f"The network's answer, a {type(output).__name__}, has no part {self.part!r}."
+            ) from None
