@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .door import one_tensor, unwrapped
 from .errors import InputError, choose
 from .networks import Layers, capture, evaluating
-from .networks.layers import at, one_tensor, unwrapped
+from .networks.layers import at
 
 
 @dataclass(frozen=True)

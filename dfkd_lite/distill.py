@@ -19,12 +19,11 @@ from tqdm import tqdm
 
 from . import parallel
 from .devices import PRECISIONS, mixed, placed, resolve_device, seeded
-from .door import check_gradients, check_pair
-from .errors import DivergedError, InputError, check_range, choose
+from .door import check_gradients, check_pair, frozen, unwrapped
+from .errors import DivergedError, check_range, choose
 from .image_pool import ImagePool
 from .methods import FsscConfig, Problem, create
 from .networks import Layers, NetworkSpec, build, evaluating, find_layers
-from .networks.layers import frozen, unwrapped
 from .storage.checkpoint import open_run, save_checkpoint
 from .storage.weights import check_finite, fingerprint
 
@@ -122,7 +121,8 @@ class Distillation:
             if isinstance(self.student, str):
                 self.student = build(self.student, spec.classes, spec.channels, spec.size)
             self.network = parallel.synchronise(placed(unwrapped(self.student), self._device))
-            contiguous = not check_pair(self.teacher, self.network, spec)
+            shape = spec.image_shape, spec.classes
+            contiguous = not check_pair(self.teacher, self.network, *shape)
             problem = Problem(
                 self.teacher,
                 self.teacher_layers or find_layers(self.teacher, spec.image_shape),

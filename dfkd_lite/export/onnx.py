@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..door import check_single
+from ..door import check_single, one_tensor, unwrapped
 from ..errors import InputError
 from ..networks import FromPixels, NetworkSpec, evaluating
-from ..networks.layers import one_tensor, unwrapped
 from ..storage.files import write_bytes
 from ..storage.weights import check_finite
 

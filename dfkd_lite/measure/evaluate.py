@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from .. import kd
 from ..cam import upsample
-from ..door import check_single
+from ..door import check_single, one_tensor
 from ..errors import DivergedError, InputError, check_range
 from ..networks import NetworkSpec, Statistics, evaluating, normalise
-from ..networks.layers import one_tensor
 
 if TYPE_CHECKING:
     from ..data import AnySplit

@@ -48,7 +48,8 @@ class Problem:
     def normalise(self, images: Tensor) -> Tensor:
         """Turn images (B, C, H, W) in [0, 1] into the input of both networks."""
         x = normalise(images, self.spec)
-        return x.contiguous() if self.contiguous else x
+        # a clone, because contiguous() keeps the strides of a single channel
+        return x.clone(memory_format=torch.contiguous_format) if self.contiguous else x
 
     def pixels(self, x: Tensor) -> Tensor:
         """Turn the networks' input back into images (B, C, H, W): the inverse of ``normalise``."""

@@ -13,19 +13,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..door import answer, blank, frozen, unwrapped
 from ..errors import InputError, choose
 
-Network = TypeVar("Network", bound=Callable[..., Any])  # a module, or a function of a batch
 _POOLINGS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-#: Where wrappers keep the network: torch.compile; DataParallel, its kin, and averaged models.
-_WRAPPED = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "AveragedModel": "module",
-            "DistributedDataParallel": "module", "FullyShardedDataParallel": "module"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,13 +61,8 @@ class _Output:
     @property
     def is_tokens(self) -> bool:
         """Whether a layer with weights made (B, N, C) or (B, h, w, C), with several positions."""
-        learnt = next(self.module.parameters(), None) is not None
         several = self.value.dim() > 2 and prod(self.value.shape[1:-1]) > 1
-        return learnt and several and not self.is_map
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.value.shape[2], self.value.shape[3]
+        return several and not self.is_map and any(True for _ in self.module.parameters())
 
 
 def find_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> Layers:
@@ -89,17 +81,18 @@ def find_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> Layers:
     outputs, calls, logits = _outputs(unwrapped(model), image_shape)
     heads = [made for made in outputs if _classifies(made.module, logits.shape[-1])]
     body = outputs[: outputs.index(heads[-1])] if heads else outputs
-    found: dict[tuple[int, int], _Output] = {}
+    found: dict[torch.Size, _Output] = {}
     for made in body:
         if isinstance(made.module, _POOLINGS) or not made.is_map:
             continue
-        if (old := found.get(made.size)) is None or made.name.count(".") <= old.name.count("."):
-            found.pop(made.size, None)  # so that the new entry goes to the end: order of finishing
-            found[made.size] = made
-    larger = [made for size, made in found.items() if size != (1, 1)] or list(found.values())
+        size, depth = made.value.shape[2:], made.name.count(".")
+        if size not in found or depth <= found[size].name.count("."):
+            found.pop(size, None)  # so that the new entry goes to the end: order of finishing
+            found[size] = made
+    larger = [made for size, made in found.items() if prod(size) > 1] or list(found.values())
     stages: list[_Output] = []
     for made in reversed(larger):
-        if not stages or prod(made.size) > prod(stages[0].size):
+        if not stages or made.value[0, 0].numel() > stages[0].value[0, 0].numel():
             stages.insert(0, made)
     if not stages or logits.dim() != 2:
         _refuse("has no feature maps (B, C, H, W) to find on the way to logits (B, K)")
@@ -148,10 +141,9 @@ def _outputs(
 
 
 def _classifies(module: nn.Module, classes: int) -> bool:
-    if isinstance(module, nn.Linear):
-        return module.out_features == classes
-    plain = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
-    return plain and module.out_channels == classes
+    if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1:
+        return module.out_channels == classes
+    return isinstance(module, nn.Linear) and module.out_features == classes
 
 
 @torch.no_grad()
@@ -162,41 +154,6 @@ def _reads_averages(classifier: Any, features: Tensor, logits: Tensor) -> bool:
         return False
     expected = F.linear(means, weight, classifier.bias)
     return bool(torch.allclose(expected, logits, rtol=1e-3, atol=1e-4 * float(logits.abs().max())))
-
-
-def answer(model: nn.Module, images: Tensor, role: str = "network") -> Tensor:
-    """Run ``model`` on images (B, C, H, W) in evaluation mode.
-
-    Raises:
-        InputError: the model cannot read the images, or answers with something other than a
-            tensor; ``role`` names the model in the message.
-    """
-    try:
-        with evaluating(model):
-            return one_tensor(model(images), role)
-    except InputError:  # from a network of ours, whose own message is clearer
-        raise
-    except Exception as error:  # whatever a foreign network raises
-        shape = "x".join(map(str, images.shape[1:]))
-        raise InputError(f"The {role} cannot read {shape} images: {error}") from error
-
-
-def one_tensor(output: Any, role: str = "network") -> Tensor:
-    """Return a network's output if it is a tensor; else refuse it and offer ``LogitsOf``."""
-    if isinstance(output, Tensor):
-        return output
-    part = repr(next(iter(output))) if isinstance(output, dict) and output else "0"
-    raise InputError(
-        f"The {role} answers with a {type(output).__name__}, not with logits (B, K): say which "
-        f"part of it they are, as in LogitsOf(network, {part})."
-    )
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Take a network out of torch.compile, DataParallel and their kin, which only add prefixes."""
-    while (inner := _WRAPPED.get(type(model).__name__)) is not None:
-        model = getattr(model, inner)
-    return model
 
 
 @contextmanager
@@ -251,57 +208,6 @@ def capture(
         yield features
 
 
-@contextmanager
-def frozen(network: nn.Module) -> Iterator[None]:
-    """Set eval mode and stop gradients to the weights for the block; restore both after it."""
-    wanted = [p for p in network.parameters() if p.requires_grad]
-    with evaluating(network):
-        for parameter in wanted:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in wanted:
-                parameter.requires_grad_(True)
-
-
-@contextmanager
-def evaluating(model: Network) -> Iterator[Network]:
-    """Put ``model`` into evaluation mode for the block, then restore the mode of each module.
-
-    A plain function has no mode and stays as it is.
-    """
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    modes = [(module, module.training) for module in modules]
-    if isinstance(model, nn.Module):
-        model.eval()
-    try:
-        yield model
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def batch_norms(model: nn.Module) -> dict[str, Any]:
-    """Return by name the batch-norm layers of maps with running statistics, in order of definition.
-
-    They are known by their statistics: nn.BatchNorm2d, nn.SyncBatchNorm, frozen ones of any maker.
-    """
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(getattr(module, "running_mean", None), Tensor)
-        and isinstance(getattr(module, "running_var", None), Tensor)
-        and not isinstance(module, (nn.BatchNorm1d, nn.BatchNorm3d))
-    }
-
-
 def count_parameters(model: nn.Module) -> int:
     """Count the numbers in all parameters of ``model``, without batch-norm's running statistics."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def blank(model: nn.Module, image_shape: tuple[int, int, int]) -> Tensor:
-    """Make two black images (2, C, H, W) with the device and dtype of the model's weights."""
-    first = next(model.parameters(), torch.empty(0))
-    return torch.zeros(2, *image_shape, device=first.device, dtype=first.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -103,25 +103,3 @@ class FromPixels(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.model(normalise(pixels, self))
-
-
-class LogitsOf(nn.Module):
-    """A network that answers with a tuple, a dict or an object, of which ``part`` has the logits.
-
-    ``part`` is an index, a key or an attribute's name: images (B, C, H, W) -> logits (B, K).
-    """
-
-    def __init__(self, model: nn.Module, part: int | str) -> None:
-        super().__init__()
-        self.model, self.part = model, part
-
-    def forward(self, x: Tensor) -> Tensor:
-        output: Any = self.model(x)
-        try:
-            if isinstance(self.part, str) and hasattr(output, self.part):
-                return getattr(output, self.part)
-            return output[self.part]
-        except (KeyError, IndexError, TypeError):
-            raise InputError(
-                f"The network's answer, a {type(output).__name__}, has no part {self.part!r}."
-            ) from None
