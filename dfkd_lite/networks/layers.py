@@ -53,10 +53,11 @@ class _Output:
     @property
     def is_map(self) -> bool:
         """Whether it is (B, C, h, w), not (B, h, w, C): h / w is as in the images."""
-        if self.value.dim() != 4 or isinstance(self.module, (nn.Linear, nn.LayerNorm)):
+        if self.value.dim() != 4 or type(self.module) in (nn.Linear, nn.LayerNorm):
             return False
         _, a, b, c = self.value.shape
-        return abs(b / c - self.ratio) <= abs(a / b - self.ratio)
+        nearer = abs(b / c - self.ratio) <= abs(a / b - self.ratio)
+        return nearer and abs(b - c * self.ratio) <= 1  # sides are rounded
 
     @property
     def is_tokens(self) -> bool:
