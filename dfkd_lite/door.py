@@ -140,12 +140,14 @@ def check_gradients() -> None:
 
 
 def check_single(name: str, model: nn.Module) -> None:
-    """Refuse weights in other than single precision: one rule for distil, predict and export."""
+    """Refuse weights of another type than images have, torch's default one (float32 unless it was
+    changed): one rule for distil, predict and export."""
+    wanted = torch.get_default_dtype()
     for key, value in model.state_dict().items():
-        if value.is_floating_point() and value.dtype != torch.float32:
+        if value.is_floating_point() and value.dtype != wanted:
             raise InputError(
-                f"{name} has {value.dtype} numbers in '{key}', and images are torch.float32: "
-                "convert it first, with network.float()."
+                f"{name} has {value.dtype} numbers in '{key}', and images are {wanted}: "
+                f"convert it first, with network.to({wanted})."
             )
 
 
