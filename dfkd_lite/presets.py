@@ -155,9 +155,9 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 # ``lite`` with that generator, half as wide as there, like the generator of ``lite``. With the two
-# steps of ``lite`` its students stay far behind those of ``lite``, mostly for its four blocks that
-# start from one pixel. ``meta.steps=20`` with ``meta.outer_lr=0.01`` seems to help: three seeds,
-# 86 % and more, not claimed beside the other changes (data/records/variants, chapter 4).
+# steps of ``lite`` its students stay far behind those of ``lite``, and its four blocks that start
+# from one pixel have most to do with it. ``meta.steps=20`` with ``meta.outer_lr=0.01`` seems to
+# help: three seeds, 86 % and more, not claimed beside the other changes (chapter 4).
 PRESETS["attention-source"] = dataclasses.replace(
     PRESETS["lite"],
     method=dataclasses.replace(

@@ -448,7 +448,7 @@ CLAIMS: list[tuple[str, str, Callable]] = [
     ("14-field", "FSSC loses on every seed ({} test images)", fssc_by_time),
     ("14-field", "the best are within {} of their teacher at either budget", best_and_teacher),
     ("14-field", "and with {} seeds {} of it is clear", xrays_open),
-    ("14-field", "{} the steps have a higher mean on every seed", more_steps),
+    ("14-field", "{} the steps, on far more images, come out ahead", more_steps),
     ("14-field", "{} the steps bring a little", jpeg_steps),
     ("15-believe", "{} of them name a teacher of their own; all of DFQ's and {} of DAFL's", users),
     ("15-believe", "only *more than {} %*:", lower_bound),
