@@ -77,7 +77,7 @@ KNOWN = 463  # numbers from here on are of kernels that nobody has looked at
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column, and audit's number
 ALLOW, ERROR, KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
 LOAD, AND, EQUAL, AT_LEAST, RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
-CLONE_THREAD, SHARED_NOWHERE, SHARED_OR_NOWHERE = 0x10000, 0x21, 0x21
+CLONE_THREAD, SHARED_NOWHERE = 0x10000, 0x21  # the second: shared memory without a file
 F_SETOWN, F_SETOWN_EX, SOCK_STREAM = 8, 15, 1
 
 
@@ -108,7 +108,7 @@ def _rules(me: int) -> Iterator[tuple[tuple[int | None, int | None], list[bytes]
     for call in (KILL, TGKILL):  # signals to itself
         yield call, [_argument(0), _step(EQUAL, me, 1, 0), refuse, allow]
     # memory that no limit counts
-    shared = [_step(AND, SHARED_OR_NOWHERE), _step(EQUAL, SHARED_NOWHERE, 0, 1)]
+    shared = [_step(AND, SHARED_NOWHERE), _step(EQUAL, SHARED_NOWHERE, 0, 1)]
     yield MMAP, [_argument(3), *shared, refuse, allow]
     new = [_argument(2), _step(EQUAL, 0, 0, 2), _argument(2, True), _step(EQUAL, 0, 1, 0)]
     yield PRLIMIT, [*new, refuse, allow]  # limits are read and not set
@@ -155,10 +155,10 @@ class _Kernel:
     """Calls the kernel, and raises OSError where it refuses."""
 
     def __init__(self) -> None:
-        self.library = ctypes.CDLL(None, use_errno=True)
+        self.libc = ctypes.CDLL(None, use_errno=True)
 
     def call(self, number: int, *about: object) -> int:
-        got = self.library.syscall(ctypes.c_long(number), *about)
+        got = self.libc.syscall(ctypes.c_long(number), *about)
         if got < 0:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code))
@@ -215,7 +215,7 @@ def enclose(own: Path, readable: Iterable[Path]) -> None:
         kernel.allow(rules, path, EXECUTE | READ_FILE | READ_DIR)
     kernel.allow(rules, os.devnull, (READ_FILE | WRITE_FILE | TRUNCATE | IOCTL_DEV) & handled)
     kernel.allow(rules, own, handled)
-    if kernel.library.prctl(38, 1, 0, 0, 0) != 0:  # PR_SET_NO_NEW_PRIVS
+    if kernel.libc.prctl(38, 1, 0, 0, 0) != 0:  # PR_SET_NO_NEW_PRIVS
         raise OSError("the kernel does not give up rights")
     kernel.call(RESTRICT, rules, 0)
     os.close(rules)

@@ -221,16 +221,16 @@ def _holds_splits_only(folder: Path) -> bool:
 def _of_classes(folder: Path) -> _Layout:
     """Read ``<class>/<split>/*.png``."""
     found: dict[str, _ByClass] = {}
-    classes = {path.name: path for path in _subfolders(folder)}
-    for name in natural_order(classes):
-        for path in _subfolders(classes[name]):
+    classes = natural_order(path.name for path in _subfolders(folder))
+    for name in classes:
+        for path in _subfolders(folder / name):
             found.setdefault(_split_of(path.name)[1], {})[name] = _images(path)
     for split, images in found.items():
         empty = [name for name in classes if not images.get(name)]
         if empty:
             raise InputError(f"In {folder}, these classes have no {split} images: {_few(empty)}.")
     origin = {split: f"<class>/{split}/" for split in found}
-    return _Layout(*_with_test(natural_order(classes), found, origin))
+    return _Layout(*_with_test(classes, found, origin))
 
 
 def _held_out(images: _ByClass, where: str) -> _Layout:
