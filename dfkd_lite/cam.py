@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .door import one_tensor, unwrapped
 from .errors import InputError, choose
 from .networks import Layers, capture, evaluating
+from .networks.layers import at
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def stage_maps(
     """
     config = config or CamConfig()
     last = layers.stages[-1]
-    weight, plain = classifier_weight(model, layers), layers.averaged
+    plain = layers.averaged
+    weight = classifier_weight(model, layers) if plain or layers.classifier else logits[:0]
     graded = [features[name] for name in (layers.stages[:-1] if plain else layers.stages)]
     maps = []
     if graded:
@@ -87,10 +90,14 @@ def stage_maps(
 
 
 def classifier_weight(model: nn.Module, layers: Layers) -> Tensor:
-    """Return the weight (K, P) of the final linear layer; refuse a layer of another kind."""
-    linear = dict(model.named_modules()).get(layers.classifier)
+    """Return the weight (K, P) of the classifier; refuse a layer of another kind."""
+    linear = dict(unwrapped(model).named_modules()).get(layers.classifier)
+    if isinstance(linear, nn.Conv2d) and linear.kernel_size == (1, 1):
+        return linear.weight.flatten(1)
     if not isinstance(linear, nn.Linear):
-        raise InputError(f"'{layers.classifier}' is not a linear layer: name the last one.")
+        raise InputError(
+            f"'{layers.classifier}' is not a linear layer or 1x1 convolution: name the last one."
+        )
     return linear.weight
 
 
@@ -99,14 +106,13 @@ def graded_capture(model: nn.Module, layers: Layers) -> Iterator[dict[str, Tenso
     """Capture the stages of a frozen network, with gradients that start at the first stage.
 
     What comes before the first stage is not in the graph, so Grad-CAM has no backward pass there.
+    Stages on parallel branches start gradients of their own.
     """
 
-    def start(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-        return output.detach().requires_grad_()
-
-    modules = dict(model.named_modules())
-    first = modules[choose("module", layers.stages[0], modules)]
-    with first.register_forward_hook(start), capture(model, layers.stages) as features:
+    with (
+        at(model, layers.stages[0], Tensor.detach),
+        capture(model, layers.stages, graded=True) as features,
+    ):
         yield features
 
 
@@ -122,8 +128,14 @@ def explain(
     ``classes`` (B,), int64, are the predicted ones by default. The model runs in evaluation mode.
     The results are detached, and no gradient stays behind.
     """
-    with evaluating(model), torch.enable_grad(), graded_capture(model, layers) as features:
-        logits = model(images)
+    model = unwrapped(model)
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        evaluating(model),
+        graded_capture(model, layers) as features,
+    ):
+        logits = one_tensor(model(images))
         classes = logits.argmax(1) if classes is None else classes
         maps = stage_maps(features, logits, classes, layers, model, config)
     return logits.detach(), [m.detach() for m in maps]

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from . import parallel
 from .devices import PRECISIONS, derived_seed, mixed, placed, resolve_device, seeded
-from .errors import DivergedError, InputError, check_range, choose
+from .door import check_gradients, check_pair, frozen, unwrapped
+from .errors import DivergedError, check_range, choose
 from .image_pool import ImagePool
 from .methods import FsscConfig, Problem, create
 from .networks import Layers, NetworkSpec, build, evaluating, find_layers
-from .networks.layers import answer
 from .storage.checkpoint import open_run, save_checkpoint
 from .storage.weights import check_finite, fingerprint
 
@@ -113,14 +113,17 @@ class Distillation:
         config, spec = self.config, self.spec
         parallel.check_split(config.batch_size)
         self._device = resolve_device(self.device)
+        check_gradients()
+        self.teacher = unwrapped(self.teacher)
         check_finite("The teacher", self.teacher)
         self.teacher_checksum = fingerprint(self.teacher)
         self.teacher = placed(self.teacher, self._device).eval().requires_grad_(False)
         with seeded(config.seed):
             if isinstance(self.student, str):
                 self.student = build(self.student, spec.classes, spec.channels, spec.size)
-            self.network = parallel.synchronise(placed(self.student, self._device))
-            check_pair(self.teacher, self.network, spec)
+            self.network = parallel.synchronise(placed(unwrapped(self.student), self._device))
+            shape = spec.image_shape, spec.classes
+            contiguous = not check_pair(self.teacher, self.network, *shape)
             problem = Problem(
                 self.teacher,
                 self.teacher_layers or find_layers(self.teacher, spec.image_shape),
@@ -129,6 +132,7 @@ class Distillation:
                 self._device,
                 torch.Generator(self._device).manual_seed(config.seed),
                 config.episodes,
+                contiguous,
             )
             self.rng, self.normalise = problem.rng, problem.normalise
             self.method = create(self.method, problem)
@@ -326,37 +330,6 @@ def learning_rate(config: DistillConfig, share: float) -> float:
     share = (share - config.lr_warm_up) / (1 - config.lr_warm_up)
     cosine = 0.5 * (1 + torch.cos(torch.tensor(share * torch.pi)).item())
     return config.lr_final + (config.lr - config.lr_final) * cosine
-
-
-@contextmanager
-def frozen(network: nn.Module) -> Iterator[None]:
-    """Set eval mode and stop gradients to the weights for the block; restore both after it."""
-    wanted = [p for p in network.parameters() if p.requires_grad]
-    with evaluating(network):
-        for parameter in wanted:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in wanted:
-                parameter.requires_grad_(True)
-
-
-def check_pair(teacher: nn.Module, student: nn.Module, spec: NetworkSpec) -> None:
-    """Refuse networks that do not read the images of ``spec`` or answer with other classes."""
-    for role, network in (("teacher", teacher), ("student", student)):
-        first = next(network.parameters(), None)
-        if first is None:
-            raise InputError(f"The {role} has no weights: give a network that has some.")
-        images = torch.zeros(2, *spec.image_shape, device=first.device)
-        logits = answer(network, images, role)
-        if not isinstance(logits, Tensor) or logits.shape != (2, spec.classes):
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            shape = "x".join(map(str, spec.image_shape))
-            raise InputError(
-                f"The {role} answers two {shape} images with {got}, not (2, {spec.classes}) "
-                f"logits: teacher, student and data must have the same {spec.classes} classes."
-            )
 
 
 def _collect(logs: dict[str, list[Tensor]], parts: dict[str, Tensor]) -> None:

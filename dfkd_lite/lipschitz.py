@@ -9,6 +9,7 @@ Built in chapter 9.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -18,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
+from .door import answer, blank
 from .errors import InputError, check_range
 from .networks import VGG, ResNet, WideResNet, evaluating
-from .networks.layers import answer, blank
 from .networks.resnet import BasicBlock
 from .networks.wide_resnet import PreActivationBlock
 from .spectral import (
@@ -111,7 +113,7 @@ _Sizes = dict[nn.Module, tuple[tuple[int, int], tuple[int, int]]]  # (H, W) in a
 # Compared by forward, not by class: a subclass with a forward of its own has other steps.
 _CHAINS = {kind.forward for kind in (nn.Sequential, WideResNet, ResNet, VGG)}
 _NO_GROWTH = (nn.ReLU, nn.Flatten, nn.Dropout, nn.Dropout2d, nn.Identity)
-_BATCH_NORMS = (nn.BatchNorm2d, nn.BatchNorm1d)
+_BATCH_NORMS: Any = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.BatchNorm1d)
 _AVERAGES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
 
@@ -151,10 +153,13 @@ def _factors(steps: list[_Step], sizes: _Sizes) -> list[LayerBound]:
             continue
         name, module = step
         following = queue[0][1] if queue and isinstance(queue[0], tuple) else None
-        if isinstance(module, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
+        if isinstance(module, nn.Conv2d) and isinstance(following, _BATCH_NORMS[:2]):
             queue.pop(0)
             batch_norm_norm(following)  # called only for its checks
-            norm = conv_norm(fuse_conv_bn_eval(module, following), sizes[module][0])
+            plain = module
+            if is_parametrized(module, "weight"):
+                plain = remove_parametrizations(copy.deepcopy(module), "weight")  # type: ignore
+            norm = conv_norm(fuse_conv_bn_eval(plain, following), sizes[module][0])
             factors.append(LayerBound(name, "convolution + batch-norm", norm))
         else:
             factors.append(_layer(name, module, sizes))

@@ -98,7 +98,7 @@ class Teaching:
             weight_decay=config.weight_decay,
             nesterov=config.momentum > 0,
         )
-        steps = config.epochs * -(-len(data.train) // config.batch_size)
+        steps = config.epochs * -(-max(len(data.train) - 1, 1) // config.batch_size)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser, config.lr, total_steps=steps, cycle_momentum=False
         )

@@ -176,7 +176,7 @@ def lines_of(path: Path) -> int:
 
 def test_the_package_stays_small_enough_to_read() -> None:
     """All of it, and the way through it: the method's pieces, the networks, the loop."""
-    assert sum(map(lines_of, PACKAGE.rglob("*.py"))) < 9_800
+    assert sum(map(lines_of, PACKAGE.rglob("*.py"))) < 10_000
     pieces = ("generator", "meta", "inversion", "kd", "cam", "msarc", "spectral", "lipschitz")
     names = {*pieces, "bound_terms", "image_pool", "distill"}
     names |= {f"methods.{name}" for name in ("base", "generative", "fssc")}

@@ -54,7 +54,11 @@ def _chunks(count: int, batch_size: int, rng: torch.Generator | None) -> list[Te
     check_range("batch_size", batch_size, 1)
     if rng is None:
         return [slice(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
-    return list(torch.randperm(count, generator=rng, device=rng.device).cpu().split(batch_size))
+    order = torch.randperm(count, generator=rng, device=rng.device).cpu()
+    chunks = list(order.split(batch_size))
+    if batch_size > 1 and len(chunks) > 1 and len(chunks[-1]) == 1:  # batch-norm needs two
+        chunks[-2:] = [torch.cat(chunks[-2:])]
+    return chunks
 
 
 def _to_float(images: Tensor, device: torch.device | str) -> Tensor:
@@ -106,6 +110,8 @@ class Split:
         device: torch.device | str = "cpu",
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Go through all images once, in order or as ``shuffle_rng`` says; the last may be short.
+
+        Where they are shuffled, a single image that is left over joins the batch before it.
 
         Yields:
             Images float32 (B, C, H, W) in [0, 1] and labels int64 (B,), both on ``device``.

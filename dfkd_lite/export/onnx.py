@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..door import check_single, one_tensor, unwrapped
 from ..errors import InputError
 from ..networks import FromPixels, NetworkSpec, evaluating
 from ..storage.files import write_bytes
@@ -37,14 +38,16 @@ def export_onnx(
             that differ.
     """
     _require_packages()
+    model = unwrapped(model)
     check_finite("The network", model)
+    check_single("The network", model)
     device = next(model.parameters()).device
     network = FromPixels(model, spec).to(device)
     rng = torch.Generator().manual_seed(0)
     images = torch.rand(5, *spec.image_shape, generator=rng)
     batches = [images, images[:1]] + ([] if check is None else [check.detach().cpu().float()])
     with evaluating(network), torch.no_grad():
-        wanted = [network(batch.to(device)).cpu() for batch in batches]
+        wanted = [one_tensor(network(batch.to(device))).cpu() for batch in batches]
         content = _exported(network, images.to(device))
     found = [torch.from_numpy(_run(content, batch)) for batch in batches]
     worst = max(_difference(a, b) for a, b in zip(found, wanted, strict=True))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .. import kd
 from ..cam import upsample
 from ..data.images import AnySplit, aligned
+from ..door import check_single, one_tensor
 from ..errors import DivergedError, InputError, check_range
 from ..networks import NetworkSpec, Statistics, evaluating, normalise
 
@@ -44,9 +45,10 @@ def predict(
     """
     logits, labels = [], []
     split = aligned(split, getattr(spec, "class_names", ()))
+    check_single("The network", model)
     with evaluating(model):
         for images, wanted in split.batches(batch_size, device=_device(model)):
-            logits.append(model(normalise(images, spec)).cpu())
+            logits.append(one_tensor(model(normalise(images, spec))).cpu())
             labels.append(wanted.cpu())
     if not logits:
         raise InputError("There are no images to evaluate on: the split is empty.")

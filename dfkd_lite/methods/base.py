@@ -43,10 +43,13 @@ class Problem:
     device: torch.device
     rng: torch.Generator
     episodes: int = 1  # of the whole run: some methods have schedules of their own
+    contiguous: bool = False  # whether a network cannot read images with channels last
 
     def normalise(self, images: Tensor) -> Tensor:
         """Turn images (B, C, H, W) in [0, 1] into the input of both networks."""
-        return normalise(images, self.spec)
+        x = normalise(images, self.spec)
+        # a clone, because contiguous() keeps the strides of a single channel
+        return x.clone(memory_format=torch.contiguous_format) if self.contiguous else x
 
     def pixels(self, x: Tensor) -> Tensor:
         """Turn the networks' input back into images (B, C, H, W): the inverse of ``normalise``."""
@@ -146,7 +149,7 @@ class SpatialMethod(Method):
         if not self.config.beta:
             return super().transfer_loss(student, images)
         teacher_logits, teacher_maps = self.msarc.teacher_maps(self.problem.teacher, images)
-        with capture(student, self.msarc.student_layers.stages) as features:
+        with capture(student, self.msarc.student_layers.stages, graded=True) as features:
             logits = student(images)
         kd = kl_divergence(logits, teacher_logits, self.config.temperature)
         msarc = self.msarc(student, features, logits, teacher_logits, teacher_maps)

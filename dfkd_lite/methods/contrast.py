@@ -24,7 +24,9 @@ class Contrast:
 
     def __init__(self, problem: Problem, config: Any, lr: float) -> None:
         self.problem, self.config = problem, config
-        width = sum(bn.num_features for bn in batch_norms(problem.teacher).values())
+        blank = torch.zeros(2, *problem.spec.image_shape, device=problem.device)
+        with torch.no_grad():
+            width = self.seen(blank).shape[1]
         head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, config.head))
         self.head = placed(head, problem.device)
         self.optimiser = torch.optim.Adam(self.head.parameters(), lr)

@@ -1,6 +1,7 @@
 """Teachers and students: networks in their CIFAR form, and tools that read any network's layers."""
 
-from .layers import Layers, batch_norms, capture, count_parameters, evaluating, find_layers
+from ..door import LogitsOf, batch_norms, evaluating
+from .layers import Layers, capture, count_parameters, find_layers
 from .resnet import ResNet
 from .spec import FromPixels, NetworkSpec, Statistics, normalise
 from .vgg import VGG
@@ -12,6 +13,7 @@ __all__ = [
     "VGG",
     "FromPixels",
     "Layers",
+    "LogitsOf",
     "NetworkSpec",
     "ResNet",
     "Statistics",

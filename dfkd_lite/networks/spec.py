@@ -46,6 +46,12 @@ class NetworkSpec:
             )
         for value in self.std:
             check_range("std", value, 0, above=True)
+        if max(*self.mean, *self.std) > 1:
+            mean, std = (tuple(round(v / 255, 4) for v in of) for of in (self.mean, self.std))
+            raise InputError(
+                "mean and std are for images in [0, 1], but one is above 1. In units of 0 to 255? "
+                f"Divide by 255: mean={mean}, std={std}."
+            )
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

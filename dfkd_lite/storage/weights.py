@@ -18,6 +18,7 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from ..door import unwrapped
 from ..errors import DivergedError, InputError
 from ..networks import NetworkSpec, build
 from ..settings import checked
@@ -39,10 +40,12 @@ def check_finite(name: str, model: nn.Module) -> None:
 
 
 def check_all_finite(name: str, weights: Mapping[str, Tensor], advice: str) -> None:
-    """Refuse tensors with NaN or infinite numbers; ``advice`` says what to do."""
+    """Refuse NaN, infinite numbers and negative variances; ``advice`` says what to do."""
     for key, value in weights.items():
         if not torch.isfinite(value).all():
             raise DivergedError(f"{name} has NaN or infinite numbers in '{key}'; {advice}.")
+        if key.endswith("running_var") and (value < 0).any():
+            raise InputError(f"{name} has negative variances in '{key}'; {advice}.")
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -82,6 +85,7 @@ def save_weights(path: str | Path, model: nn.Module, notes: dict[str, str]) -> N
     Raises:
         InputError: weights that are not finite, an unwritable place.
     """
+    model = unwrapped(model)
     check_finite("The network", model)
     write_bytes(path, serialised(plain_copies(model.state_dict()), {"format": "pt", **notes}))
 
@@ -127,6 +131,7 @@ def load_weights(path: str | Path, model: nn.Module) -> None:
         InputError: a missing, damaged or foreign file; tensors that are missing, left over, of
             another shape or not finite.
     """
+    model = unwrapped(model)
     model.load_state_dict(_fitting_weights(Path(path), model.state_dict()))
 
 
@@ -142,7 +147,7 @@ def _fitting_weights(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tens
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             raise InputError(
                 f"{path} does not fit the network: it {problem} {', '.join(keys[:3])}{more}; "
-                "build the network that it was saved from."
+                f"build the network that it was saved from.{_prefix_of(weights)}"
             )
     weights = {key: weights[key] for key in wanted}  # in the network's order, not the file's
     for key, value in weights.items():
@@ -154,6 +159,12 @@ def _fitting_weights(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tens
             )
     check_all_finite(str(path), weights, "these weights are of no use, take another file")
     return weights
+
+
+def _prefix_of(weights: Mapping[str, Tensor]) -> str:
+    first = next(iter(weights), "").partition(".")[0] + "."
+    shared = len(first) > 1 and all(key.startswith(first) for key in weights)
+    return f" All names in the file begin with '{first}': was it wrapped?" if shared else ""
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
