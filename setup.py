@@ -21,7 +21,7 @@ def packed(folder: Path) -> dict[str, dict]:
 
 
 class PackRecords(build_py):
-    """Writes an archive for each experiment, which the installed ``dfkd_lite.records`` reads."""
+    """Writes an archive for each experiment, which the installed ``dfkd_lab.records`` reads."""
 
     def run(self) -> None:
         """Copy the package's files, then add the archives."""

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 
+from dfkd_lab.records import environment
 from dfkd_lite.data import ImageData, Split
 from dfkd_lite.devices import PRECISIONS, resolve_device
-from dfkd_lite.records import environment, plain
+from dfkd_lite.settings import plain
 from dfkd_lite.storage.files import write_json
 from dfkd_lite.teach import TeachConfig, Teaching
 

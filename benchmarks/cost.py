@@ -27,9 +27,10 @@ from tqdm import tqdm
 
 from dfkd_lab.cost import Cost, measure_cost
 from dfkd_lab.file import Run, read_experiment, select
+from dfkd_lab.records import RECORDS, environment
 from dfkd_lab.runner import Place
 from dfkd_lite.data import ImageData, Split
-from dfkd_lite.records import RECORDS, environment, plain
+from dfkd_lite.settings import plain
 from dfkd_lite.storage.files import write_json
 
 #: Data set -> channels, side in pixels, classes, training images.

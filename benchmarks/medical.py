@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dfkd_lab.file import read_experiment
+from dfkd_lab.records import RECORDS, environment, write_record
 from dfkd_lab.runner import Place, load_data, teach_run
 from dfkd_lite.cam import explain
 from dfkd_lite.data import ImageData
 from dfkd_lite.generator import AttentionGenerator
 from dfkd_lite.measure.evaluate import accuracy, cam_consistency, evaluate, predict
 from dfkd_lite.networks import NetworkSpec, find_layers, normalise
-from dfkd_lite.records import RECORDS, environment, write_record
 from dfkd_lite.storage.weights import load_network, load_weights
 
 EXPERIMENT = "table4-28px"

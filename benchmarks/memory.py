@@ -15,10 +15,11 @@ from pathlib import Path
 
 import torch
 
+from dfkd_lab.records import environment, peak_memory
 from dfkd_lite.distill import distill
 from dfkd_lite.networks import NetworkSpec, build
 from dfkd_lite.presets import preset
-from dfkd_lite.records import environment, peak_memory, plain
+from dfkd_lite.settings import plain
 from dfkd_lite.storage.files import write_json
 
 SPEC = NetworkSpec("wrn-16-1", 10, 3, 32, (0.5,) * 3, (0.25,) * 3)

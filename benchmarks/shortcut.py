@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dfkd_lab.records import RECORDS, environment, write_record
 from dfkd_lab.trained import trained_teacher
 from dfkd_lite.data import ImageData, Split, load
 from dfkd_lite.data.shortcut import lying_marks, plant_shortcut
@@ -28,7 +29,7 @@ from dfkd_lite.kd import kl_divergence, squared_distance
 from dfkd_lite.measure.evaluate import accuracy, predict
 from dfkd_lite.methods import Given, GivenConfig
 from dfkd_lite.presets import preset
-from dfkd_lite.records import RECORDS, environment, plain, write_record
+from dfkd_lite.settings import plain
 
 IMAGES = 200
 BETAS = (0.0, 0.01, 0.1, 0.3, 1.0)

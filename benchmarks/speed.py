@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dfkd_lab.records import environment, peak_memory
 from dfkd_lite.devices import mixed
 from dfkd_lite.distill import Distillation, DistillConfig, frozen
 from dfkd_lite.methods import FsscConfig
 from dfkd_lite.networks import NetworkSpec, build
-from dfkd_lite.records import environment, peak_memory, plain
+from dfkd_lite.settings import plain
 from dfkd_lite.storage.files import write_json
 
 

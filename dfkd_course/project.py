@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dfkd_lab.records import Gaps
 from dfkd_lite.errors import InputError
 from dfkd_lite.measure.evaluate import accuracy
 from dfkd_lite.networks import NetworkSpec, count_parameters, evaluating, normalise
-from dfkd_lite.records import Gaps
 from dfkd_lite.storage.weights import load_network
 
 from .checking import Question, Wrong, measured, require

@@ -41,7 +41,7 @@ THREADS = 64  # a cell that leaves more of them ends the process
 EARLY = (
     "torch", "torch.testing", "torchvision", "numpy", "scipy.stats", "sklearn.datasets",
     "matplotlib.pyplot", "plotly.graph_objects", "ipywidgets", "tqdm.auto", "dfkd_lite.cli.main",
-    "dfkd_lite.viz.widgets", "dfkd_lab.command", "otter.test_files",
+    "dfkd_lab.viz.widgets", "dfkd_lab.command", "otter.test_files",
 )  # fmt: skip
 #: Commands that install packages, which students leave in by the way.
 INSTALLS = re.compile(r"!\s*(python3? -m |uv |sudo )*(pip|pip3|conda|mamba|apt|apt-get)\b")

@@ -1,1 +1,1 @@
-"""Turns experiment files into runs, runs into records, and records into tables."""
+"""Turns experiment files into runs, runs into records, and records into tables and figures."""

@@ -12,10 +12,10 @@ from typing import Any, TextIO
 
 from dfkd_lite import parallel
 from dfkd_lite.errors import InputError
-from dfkd_lite.records import RECORDS
 
 from .cost import Cost, measure_cost
 from .file import EXPERIMENTS, Run, read_experiment, select
+from .records import RECORDS
 from .runner import Place, execute, load_data, teach_run
 from .table import rows, text_table, write_csv, write_html
 from .trained import find_teacher

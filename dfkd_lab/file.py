@@ -26,11 +26,11 @@ from dfkd_lite.errors import InputError, choose, unknown
 from dfkd_lite.methods import METHODS
 from dfkd_lite.networks import build
 from dfkd_lite.presets import PRESETS, preset
-from dfkd_lite.records import paper_table
 from dfkd_lite.settings import Names, SettingError, changed, leaves, nested
 from dfkd_lite.storage.shipped import SHIPPED
 from dfkd_lite.teach import TeachConfig
 
+from .records import paper_table
 from .schema import (
     AXES,
     PARTS,

@@ -25,20 +25,20 @@ from dfkd_lite.measure.evaluate import accuracy, evaluate, predict
 from dfkd_lite.measure.fidelity import IMAGES, image_report
 from dfkd_lite.measure.signs import data_free_signs
 from dfkd_lite.networks import NetworkSpec, build, count_parameters
-from dfkd_lite.records import (
+from dfkd_lite.settings import plain
+from dfkd_lite.storage.weights import save_network, save_weights
+
+from .file import Run
+from .records import (
     described,
     environment,
     peak_memory,
-    plain,
     record_names,
     record_path,
     write_record,
 )
-from dfkd_lite.storage.weights import save_network, save_weights
-from dfkd_lite.viz.pictures import png, tile
-
-from .file import Run
 from .trained import taught
+from .viz.pictures import png, tile
 
 
 @dataclass(frozen=True)

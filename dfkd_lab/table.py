@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfkd_lite.errors import InputError
-from dfkd_lite.records import RECORDS, Summary, read_records, record_names, summarise
 from dfkd_lite.storage.files import write_bytes
 
 from .file import Run
+from .records import RECORDS, Summary, read_records, record_names, summarise
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -10,8 +10,9 @@ from dfkd_lite.cam import explain
 from dfkd_lite.distill import Distillation
 from dfkd_lite.errors import InputError
 from dfkd_lite.networks import find_layers
-from dfkd_lite.viz.figures import cam_overlay
-from dfkd_lite.viz.pictures import tile
+
+from .viz.figures import cam_overlay
+from .viz.pictures import tile
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -25,7 +25,7 @@ from dfkd_lite.generator import AttentionGenerator
 from dfkd_lite.measure.evaluate import evaluate
 from dfkd_lite.networks import NetworkSpec
 from dfkd_lite.presets import Preset
-from dfkd_lite.records import described, environment, plain
+from dfkd_lite.settings import plain
 from dfkd_lite.storage.files import write_json
 from dfkd_lite.storage.shipped import SHIPPED
 from dfkd_lite.storage.weights import (
@@ -36,6 +36,8 @@ from dfkd_lite.storage.weights import (
     save_weights,
 )
 from dfkd_lite.teach import TeachConfig, teach
+
+from .records import described, environment
 
 SMALL = 2**20  # bytes; weights up to this size are not rounded, as that would save too little
 

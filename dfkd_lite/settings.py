@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import math
 import typing
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from torch import Tensor
 
 from .errors import InputError, unknown
 
@@ -163,3 +165,20 @@ def _literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+
+
+def plain(settings: Any) -> Any:
+    """Convert settings (nested dataclasses) or results to what JSON can hold: a tensor becomes its
+    shape, a number that is not finite None."""
+    if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
+        fields = {f.name: plain(getattr(settings, f.name)) for f in dataclasses.fields(settings)}
+        return {"kind": type(settings).__name__, **fields}
+    if isinstance(settings, Mapping):
+        return {str(key): plain(value) for key, value in settings.items()}
+    if isinstance(settings, Tensor):
+        return {"kind": "Tensor", "shape": list(settings.shape)}
+    if isinstance(settings, list | tuple):
+        return [plain(value) for value in settings]
+    if isinstance(settings, float) and not math.isfinite(settings):
+        return None
+    return settings

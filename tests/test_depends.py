@@ -109,7 +109,7 @@ def test_every_module_that_a_chapter_runs_is_among_those_it_needs() -> None:
     code = "import sys, dfkd_lab.table; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     modules = Modules(ROOT)
-    packages = "import dfkd_lite\nimport dfkd_lite.data\nimport dfkd_lite.records\n"
+    packages = "import dfkd_lite\nimport dfkd_lite.data\nimport dfkd_lab.records\n"
     found = modules.needed_by(f"{packages}import dfkd_lab.table")
     loaded = {modules.files[name] for name in done.stdout.split() if name in modules.files}
     assert loaded and loaded <= set(found)

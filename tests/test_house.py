@@ -19,14 +19,14 @@ PACKAGE = ROOT / "dfkd_lite"
 MODULES = Modules(ROOT)
 LAB, COURSE = ROOT / "dfkd_lab", ROOT / "dfkd_course"
 PATHS = sorted(path for path in PACKAGE.rglob("*.py") if path.stem not in ("__init__", "__main__"))
-LAB_PATHS = sorted(path for path in LAB.glob("*.py") if path.stem != "__init__")
+LAB_PATHS = sorted(path for path in LAB.rglob("*.py") if path.stem != "__init__")
 LOOP = [PACKAGE / "distill.py", *sorted(PACKAGE.glob("methods/[!_]*.py"))]
 #: What knows real images, or measures on them.
-DATA = {"data", "teach", "measure", "records"}
+DATA = {"data", "teach", "measure", "dfkd_lab"}
 #: Flat files that no chapter builds: what every room uses, settings by name, ordinary training.
 UNBUILT = {"errors", "devices", "presets", "settings", "teach"}
 #: What may import a library that draws, or makes widgets.
-DRAWING = {"viz.figures", "viz.widgets", "dfkd_lab.table"}
+DRAWING = {"dfkd_lab.viz.figures", "dfkd_lab.viz.widgets", "dfkd_lab.table"}
 
 
 def name_of(path: Path) -> str:
@@ -176,7 +176,7 @@ def lines_of(path: Path) -> int:
 
 def test_the_package_stays_small_enough_to_read() -> None:
     """All of it, and the way through it: the method's pieces, the networks, the loop."""
-    assert sum(map(lines_of, PACKAGE.rglob("*.py"))) < 10_000
+    assert sum(map(lines_of, PACKAGE.rglob("*.py"))) < 9_500
     pieces = ("generator", "meta", "inversion", "kd", "cam", "msarc", "spectral", "lipschitz")
     names = {*pieces, "bound_terms", "image_pool", "distill"}
     names |= {f"methods.{name}" for name in ("base", "generative", "fssc")}

@@ -151,7 +151,7 @@ READ = """
 import json, sys
 from dfkd_lab import trained
 from dfkd_lite import load, preset
-from dfkd_lite.records import read_records
+from dfkd_lab.records import read_records
 trained.teach = trained.distill = None  # nothing has to be trained
 trained.trained_teacher(load("digits"), preset("lite"))
 trained.trained_student(load("digits"), preset("lite"))

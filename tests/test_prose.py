@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from dfkd_lite.networks import build, count_parameters
-from dfkd_lite.records import (
+from dfkd_lab.records import (
     Gaps,
     claims,
     holm,
@@ -22,6 +21,7 @@ from dfkd_lite.records import (
     read_variants,
     t_interval,
 )
+from dfkd_lite.networks import build, count_parameters
 
 ROOT = Path(__file__).parents[1]
 BOOK = ROOT / "book"

@@ -9,15 +9,12 @@ import pytest
 import torch
 from scipy import stats
 
-from dfkd_lite.errors import InputError
-from dfkd_lite.methods import GivenConfig
-from dfkd_lite.records import (
+from dfkd_lab.records import (
     Gaps,
     claims,
     environment,
     holm,
     paired,
-    plain,
     read_records,
     read_variants,
     shared_teachers,
@@ -26,6 +23,9 @@ from dfkd_lite.records import (
     t_interval,
     write_record,
 )
+from dfkd_lite.errors import InputError
+from dfkd_lite.methods import GivenConfig
+from dfkd_lite.settings import plain
 
 RECORD = {
     "experiment": "trial",
@@ -111,7 +111,7 @@ def test_peak_memory_grows_with_what_is_held():
     """In a process of its own: a peak that came before would hide what is held now."""
     code = """
 import torch
-from dfkd_lite.records import peak_memory
+from dfkd_lab.records import peak_memory
 before = peak_memory()
 held = torch.ones(200 * 2**20 // 4)
 print(peak_memory() - before)

@@ -12,6 +12,7 @@ from math import sqrt
 import pytest
 
 from dfkd_lab.file import EXPERIMENTS, read_experiment
+from dfkd_lab.records import RECORDS, write_record
 from dfkd_lab.table import (
     HEADINGS,
     figure,
@@ -23,7 +24,6 @@ from dfkd_lab.table import (
 )
 from dfkd_lite.cli.main import main
 from dfkd_lite.errors import InputError
-from dfkd_lite.records import RECORDS, write_record
 
 MARKED = "no <b>maps</b> & more"
 FILE = f"""\

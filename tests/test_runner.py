@@ -29,13 +29,14 @@ from dfkd_lab import command as lab_command
 from dfkd_lab import runner
 from dfkd_lab.cost import Cost
 from dfkd_lab.file import read_experiment
+from dfkd_lab.records import Record
 from dfkd_lab.runner import Place, best_on_test, execute, phases
+from dfkd_lab.viz.pictures import tile
 from dfkd_lite.cli import main as cli
 from dfkd_lite.errors import InputError
-from dfkd_lite.records import Record, plain
+from dfkd_lite.settings import plain
 from dfkd_lite.storage import files
 from dfkd_lite.storage.weights import load_network
-from dfkd_lite.viz.pictures import tile
 
 ROOT = Path(__file__).parents[1]
 NAME = "wrn-10-1_wrn-10-1_seed7"  # no teacher of this seed ships

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from dfkd_lab.file import EXPERIMENTS, read_experiment
+from dfkd_lab.records import RECORDS, check_record, environment, paper_table, read_records
 from dfkd_lab.runner import Place, execute
 from dfkd_lite import preset
 from dfkd_lite.generator import ATTENTION_SOURCE
-from dfkd_lite.records import RECORDS, check_record, environment, paper_table, plain, read_records
+from dfkd_lite.settings import plain
 from dfkd_lite.storage.shipped import SHIPPED
 from dfkd_lite.storage.weights import load_network
 

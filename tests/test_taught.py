@@ -21,7 +21,7 @@ from dfkd_lite.data import FolderSplit, ImageData, Split, load
 from dfkd_lite.errors import InputError
 from dfkd_lite.measure.evaluate import evaluate
 from dfkd_lite.networks import build
-from dfkd_lite.records import plain
+from dfkd_lite.settings import plain
 from dfkd_lite.storage.checkpoint import load_checkpoint
 from dfkd_lite.storage.weights import load_network, read_metadata
 from dfkd_lite.teach import TeachConfig, Teaching, teach

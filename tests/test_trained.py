@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from dfkd_lab import trained as trained_module
+from dfkd_lab.records import paper_table, read_records
 from dfkd_lab.trained import trained_student, trained_teacher
 from dfkd_lite import load, normalise, preset
 from dfkd_lite.errors import InputError
 from dfkd_lite.measure.evaluate import accuracy, predict
-from dfkd_lite.records import paper_table, read_records
 from dfkd_lite.storage.shipped import SHIPPED
 from dfkd_lite.storage.weights import read_metadata
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dfkd_lite import viz
+from dfkd_lab import viz
+from dfkd_lab.viz import widgets
 from dfkd_lite.errors import InputError
 from dfkd_lite.generator import AttentionConfig, AttentionGenerator, GeneratorConfig
-from dfkd_lite.viz import widgets
 
 
 @pytest.fixture

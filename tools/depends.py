@@ -1,7 +1,7 @@
 """Finds what a chapter depends on: the notebook, the modules it imports, the data files it reads.
 
 It finds modules in the syntax trees, from import to import. A package's ``__init__.py`` hands on
-names; only the module that a name comes from is followed, so that `from dfkd_lite import viz` does
+names; only the module that a name comes from is followed, so that `from dfkd_lab import viz` does
 not mean the whole package. Data files are declared in the notebook's metadata under "reads", as
 patterns below ``data/``; `watch/sitecustomize.py` writes down what a run really opens there.
 """

@@ -323,7 +323,7 @@ def check_parameters(notebook: Path) -> None:
 
 def environment() -> dict:
     """Describe where this happens, as the package's own records do."""
-    from dfkd_lite import records  # late: it imports torch, and most builds execute nothing
+    from dfkd_lab import records  # late: it imports torch, and most builds execute nothing
 
     return records.environment()
 

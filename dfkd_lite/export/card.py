@@ -11,8 +11,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..networks import NetworkSpec, count_parameters
-from ..records import plain
-from ..settings import leaves
+from ..settings import leaves, plain
 from ..storage.files import write_bytes
 
 

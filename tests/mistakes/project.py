@@ -56,7 +56,7 @@ MISTAKES = [
     Mistake(
         "one of the two intervals",
         "if not gaps.clear:",
-        "from dfkd_lite.records import bootstrap_interval\n\n"
+        "from dfkd_lab.records import bootstrap_interval\n\n"
         "    low, high = bootstrap_interval(gaps.values)\n    if low <= 0 <= high:",
         {"q2": 1},
         "where the two intervals disagree",

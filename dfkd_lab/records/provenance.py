@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import parallel
-from ..data import ImageData, Split
+from dfkd_lite import parallel
+from dfkd_lite.data import ImageData, Split
 
 _PACKAGES = ("dfkd_lite", "torch", "torchvision", "numpy", "scikit-learn")
 

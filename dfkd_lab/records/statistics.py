@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from scipy import stats
 
-from ..errors import InputError
+from dfkd_lite.errors import InputError
+
 from .records import RECORDS, read_variants
 
 Name = TypeVar("Name")

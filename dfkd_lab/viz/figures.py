@@ -15,13 +15,14 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..cam import upsample
-from ..errors import InputError, choose
+from dfkd_lite.cam import upsample
+from dfkd_lite.errors import InputError, choose
+
 from ..records.statistics import spread
 from .pictures import change_note, data_uri, lambda_view, to_pixels
 
 if TYPE_CHECKING:
-    from ..generator import AttentionGenerator
+    from dfkd_lite.generator import AttentionGenerator
 
 #: One colour for each role in the whole book: from Okabe & Ito's colour-safe palette, and greys.
 COLOURS = {

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import Tensor
 
-from ..errors import InputError, choose
-from ..storage.files import write_json
-from ..storage.shipped import SHIPPED
+from dfkd_lite.errors import InputError, choose
+from dfkd_lite.settings import plain
+from dfkd_lite.storage.files import write_json
+from dfkd_lite.storage.shipped import SHIPPED
 
 #: The records that ship with the code.
 #:
@@ -54,23 +52,6 @@ class Record(BaseModel):
     history: list[dict[str, float | None]] = []  # one row an episode
     images: dict[str, float] = {}  # pool compared with real images: fidelity.image_report()
     images_png: str = ""  # a picture of the last images made: PNG in base64
-
-
-def plain(settings: Any) -> Any:
-    """Convert settings (nested dataclasses) or results to what JSON can hold: a tensor becomes its
-    shape, a number that is not finite None."""
-    if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
-        fields = {f.name: plain(getattr(settings, f.name)) for f in dataclasses.fields(settings)}
-        return {"kind": type(settings).__name__, **fields}
-    if isinstance(settings, Mapping):
-        return {str(key): plain(value) for key, value in settings.items()}
-    if isinstance(settings, Tensor):
-        return {"kind": "Tensor", "shape": list(settings.shape)}
-    if isinstance(settings, list | tuple):
-        return [plain(value) for value in settings]
-    if isinstance(settings, float) and not math.isfinite(settings):
-        return None
-    return settings
 
 
 def write_record(record: Mapping[str, Any], folder: str | Path = RECORDS) -> Path:

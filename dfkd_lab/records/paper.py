@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 
-from ..errors import choose
-from ..storage.shipped import SHIPPED
+from dfkd_lite.errors import choose
+from dfkd_lite.storage.shipped import SHIPPED
 
 
 def paper_table(name: str) -> list[dict[str, str]]:

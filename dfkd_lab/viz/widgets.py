@@ -11,7 +11,7 @@ from torch import Tensor
 from .pictures import change_note, lambda_view, png
 
 if TYPE_CHECKING:
-    from ..generator import AttentionGenerator
+    from dfkd_lite.generator import AttentionGenerator
 
 #: 0, the λ of Table 6, and larger ones: with a spatial softmax the table's change almost nothing.
 LAMBDAS = (0.0, 0.01, 0.03, 0.05, 0.07, 0.09, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)

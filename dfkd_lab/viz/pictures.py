@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import InputError
-from ..networks import capture, evaluating
+from dfkd_lite.errors import InputError
+from dfkd_lite.networks import capture, evaluating
 
 if TYPE_CHECKING:
-    from ..generator import AttentionGenerator
+    from dfkd_lite.generator import AttentionGenerator
 
 
 def to_pixels(images: Tensor) -> np.ndarray:
