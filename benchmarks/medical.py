@@ -25,9 +25,10 @@ from dfkd_lab.records import RECORDS, environment, write_record
 from dfkd_lab.runner import Place, load_data, teach_run
 from dfkd_lite.cam import explain
 from dfkd_lite.data import ImageData
+from dfkd_lite.door import find_layers
 from dfkd_lite.generator import AttentionGenerator
 from dfkd_lite.measure.evaluate import accuracy, cam_consistency, evaluate, predict
-from dfkd_lite.networks import NetworkSpec, find_layers, normalise
+from dfkd_lite.networks import NetworkSpec, normalise
 from dfkd_lite.storage.weights import load_network, load_weights
 
 EXPERIMENT = "table4-28px"

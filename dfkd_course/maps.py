@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfkd_lite import cam as package
+from dfkd_lite.door import find_layers
 from dfkd_lite.msarc import MsarcConfig, MsarcLoss
 from dfkd_lite.msarc import map_distance as _map_distance
-from dfkd_lite.networks import capture, evaluating, find_layers
+from dfkd_lite.networks import capture, evaluating
 
 from .checking import Question, Wrong, drawn, expect, require
 from .stages import Straight, look, small, stage_maps

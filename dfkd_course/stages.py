@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dfkd_lite import cam as package
-from dfkd_lite.networks import WideResNet, capture, evaluating, find_layers
+from dfkd_lite.door import find_layers
+from dfkd_lite.networks import WideResNet, capture, evaluating
 
 
 def look(network: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from dfkd_lite.cam import explain
 from dfkd_lite.distill import Distillation
+from dfkd_lite.door import find_layers
 from dfkd_lite.errors import InputError
-from dfkd_lite.networks import find_layers
 
 from .viz.figures import cam_overlay
 from .viz.pictures import tile

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .door import one_tensor, unwrapped
+from .door import one_tensor
 from .errors import InputError, choose
 from .networks import Layers, capture, evaluating
-from .networks.layers import at
+from .networks.layers import at, unwrapped
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,12 @@ from tqdm import tqdm
 
 from . import parallel
 from .devices import PRECISIONS, derived_seed, mixed, placed, resolve_device, seeded
-from .door import check_gradients, check_pair, frozen, unwrapped
+from .door import check_gradients, check_pair, find_layers, frozen
 from .errors import DivergedError, check_range, choose
 from .image_pool import ImagePool
 from .methods import FsscConfig, Problem, create
-from .networks import Layers, NetworkSpec, build, evaluating, find_layers
+from .networks import Layers, NetworkSpec, build, evaluating
+from .networks.layers import unwrapped
 from .storage.checkpoint import open_run, save_checkpoint
 from .storage.weights import check_finite, fingerprint
 

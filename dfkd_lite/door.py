@@ -1,4 +1,4 @@
-"""How anybody's network is run, and what is looked at before it teaches or learns.
+"""How anybody's network is run, where its stages are, and what is looked at before training.
 
 Built in chapter 10.
 """
@@ -6,19 +6,24 @@ Built in chapter 10.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import InputError
+from .networks import Layers, evaluating
+from .networks.layers import unwrapped
 
-Network = TypeVar("Network", bound=Callable[..., Any])  # a module, or a function of a batch
-#: Where wrappers keep the network: torch.compile; DataParallel, its kin, and averaged models.
-_WRAPPED = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "AveragedModel": "module",
-            "DistributedDataParallel": "module", "FullyShardedDataParallel": "module"}  # fmt: skip
+_POOLINGS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+
 _SAME = ("View", "Reshape", "Squeeze", "Unsqueeze", "Clone", "Alias")  # nodes that change no number
 
 
@@ -56,30 +61,6 @@ def one_tensor(output: Any, role: str = "network") -> Tensor:
     )
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Take a network out of torch.compile, DataParallel and their kin, which only add prefixes."""
-    while (inner := _WRAPPED.get(type(model).__name__)) is not None:
-        model = getattr(model, inner)
-    return model
-
-
-@contextmanager
-def evaluating(model: Network) -> Iterator[Network]:
-    """Put ``model`` into evaluation mode for the block, then restore the mode of each module.
-
-    A plain function has no mode and stays as it is.
-    """
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    modes = [(module, module.training) for module in modules]
-    if isinstance(model, nn.Module):
-        model.eval()
-    try:
-        yield model
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
     """Set eval mode and stop gradients to the weights for the block; restore both after it."""
@@ -114,20 +95,6 @@ class LogitsOf(nn.Module):
             raise InputError(
                 f"The network's answer, a {type(output).__name__}, has no part {self.part!r}."
             ) from None
-
-
-def batch_norms(model: nn.Module) -> dict[str, Any]:
-    """Return by name the batch-norm layers of maps with running statistics, in order of definition.
-
-    They are known by their statistics: nn.BatchNorm2d, nn.SyncBatchNorm, frozen ones of any maker.
-    """
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(getattr(module, "running_mean", None), Tensor)
-        and isinstance(getattr(module, "running_var", None), Tensor)
-        and not isinstance(module, (nn.BatchNorm1d, nn.BatchNorm3d))
-    }
 
 
 def check_gradients() -> None:
@@ -215,3 +182,120 @@ def _are_probabilities(logits: Tensor) -> bool:
     while node is not None and any(name in type(node).__name__ for name in _SAME):
         node = node.next_functions[0][0]
     return type(node).__name__.startswith(("Sigmoid", "Softmax"))
+
+
+@dataclass(frozen=True)
+class _Output:
+    """What one call of a module put out, in a pass of images (B, C, H, W)."""
+
+    name: str
+    call: int
+    module: nn.Module
+    value: Tensor
+    ratio: float  # H / W of the images
+
+    @property
+    def is_map(self) -> bool:
+        """Whether it is (B, C, h, w), not (B, h, w, C): h / w is as in the images."""
+        if self.value.dim() != 4 or type(self.module) in (nn.Linear, nn.LayerNorm):
+            return False
+        _, a, b, c = self.value.shape
+        nearer = abs(b / c - self.ratio) <= abs(a / b - self.ratio)
+        return nearer and abs(b - c * self.ratio) <= 1  # sides are rounded
+
+    @property
+    def is_tokens(self) -> bool:
+        """Whether a layer with weights made (B, N, C) or (B, h, w, C), with several positions."""
+        several = self.value.dim() > 2 and prod(self.value.shape[1:-1]) > 1
+        return several and not self.is_map and any(True for _ in self.module.parameters())
+
+
+def find_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> Layers:
+    """Find the stages and the classifier of a convolutional network.
+
+    The function runs the network on two random images of shape ``image_shape`` (C, H, W) and looks
+    only at what runs, so it reads our networks, torchvision's, timm's and your own alike. A map
+    counts if it depends on the images, and the logits on it, before the classifier. For each
+    resolution it takes the outermost module's; if there are several, the last. It skips pooling
+    layers, 1x1 maps if there are larger ones, and maps no larger than a later stage.
+
+    Raises:
+        InputError: the network cannot read the images, does not answer with a tensor, or has no
+            feature maps or ends in tokens; in the last cases, name them with ``Layers(...)``.
+    """
+    outputs, calls, logits = _outputs(unwrapped(model), image_shape)
+    heads = [made for made in outputs if _classifies(made.module, logits.shape[-1])]
+    body = outputs[: outputs.index(heads[-1])] if heads else outputs
+    found: dict[torch.Size, _Output] = {}
+    for made in body:
+        if isinstance(made.module, _POOLINGS) or not made.is_map:
+            continue
+        size, depth = made.value.shape[2:], made.name.count(".")
+        if size not in found or depth <= found[size].name.count("."):
+            found.pop(size, None)  # so that the new entry goes to the end: order of finishing
+            found[size] = made
+    larger = [made for size, made in found.items() if prod(size) > 1] or list(found.values())
+    stages: list[_Output] = []
+    for made in reversed(larger):
+        if not stages or made.value[0, 0].numel() > stages[0].value[0, 0].numel():
+            stages.insert(0, made)
+    if not stages or logits.dim() != 2:
+        _refuse("has no feature maps (B, C, H, W) to find on the way to logits (B, K)")
+    if tokens := [m.name for m in body[body.index(stages[-1]) :] if m.is_tokens]:
+        _refuse(f"ends in tokens or channels-last maps ('{tokens[-1]}'), not in maps (B, C, H, W)")
+    places = tuple(m.name + f"#{m.call}" * (calls[m.name] > 1) for m in stages)
+    averaged = bool(heads) and _reads_averages(heads[-1].module, stages[-1].value, logits)
+    return Layers(places, heads[-1].name if heads else "", averaged)
+
+
+def _refuse(why: str) -> None:
+    raise InputError(
+        f"The network {why}: if there are such maps, name them by Layers(stages, classifier)."
+    )
+
+
+def _outputs(
+    model: nn.Module, image_shape: tuple[int, int, int]
+) -> tuple[list[_Output], Counter[str], Tensor]:
+    """Run the network; return what lies between images and logits, all calls, and the logits."""
+    made: list[_Output] = []
+    calls: Counter[str] = Counter()
+    ratio = image_shape[1] / image_shape[2]
+
+    def note(name: str, module: nn.Module, _: object, value: object) -> None:
+        calls[name] += 1
+        if isinstance(value, Tensor) and value.requires_grad:
+            made.append(_Output(name, calls[name], module, value, ratio))
+
+    with torch.inference_mode(False), torch.enable_grad(), frozen(model), ExitStack() as hooks:
+        images = blank(model, image_shape)
+        images.copy_(torch.rand(images.shape, generator=torch.Generator().manual_seed(0)))
+        for name, module in model.named_modules():
+            if name:
+                hooks.enter_context(module.register_forward_hook(partial(note, name)))
+        logits = answer(model, images.requires_grad_().clone())
+        if not logits.requires_grad:
+            raise InputError(
+                "The network's answers have no gradient to the images: its forward switches "
+                "gradients off (torch.no_grad, detach); without that it can be read."
+            )
+        values = [output.value for output in made]
+        reached = torch.autograd.grad(logits.sum(), values, allow_unused=True) if made else ()
+    used = [output for output, g in zip(made, reached, strict=True) if g is not None]
+    return used, calls, logits
+
+
+def _classifies(module: nn.Module, classes: int) -> bool:
+    if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1:
+        return module.out_channels == classes
+    return isinstance(module, nn.Linear) and module.out_features == classes
+
+
+@torch.no_grad()
+def _reads_averages(classifier: Any, features: Tensor, logits: Tensor) -> bool:
+    """Tell whether the logits are the classifier's output for the last stage's spatial means."""
+    means, weight = features.mean((2, 3)), classifier.weight.flatten(1)
+    if means.shape[1] != weight.shape[1]:
+        return False
+    expected = F.linear(means, weight, classifier.bias)
+    return bool(torch.allclose(expected, logits, rtol=1e-3, atol=1e-4 * float(logits.abs().max())))

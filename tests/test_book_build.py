@@ -426,9 +426,10 @@ def test_every_module_has_a_place_in_the_reference():
     by_name = {".".join(parts) for parts in files if not parts[0].startswith("cli")}
     whole = {name for name in by_name if name.split(".")[0] in generated.WHOLE}
     placed = [m for _, _, modules in generated.REFERENCE for m in modules]
-    lab = {f"dfkd_lab.{p.stem}" for p in (ROOT / "dfkd_lab").glob("[!_]*.py")} - {
-        "dfkd_lab.command"
-    }
+    lab = {
+        ".".join(p.relative_to(ROOT).with_suffix("").parts)
+        for p in (ROOT / "dfkd_lab").rglob("[!_]*.py")
+    } - {"dfkd_lab.command"}
     rooms = {"networks", "methods", "data", "dfkd_course"}
     assert sorted(placed) == sorted((by_name - whole) | lab | rooms)
 

@@ -30,8 +30,9 @@ from dfkd_lite.cam import (
     upsample,
     weighted_map,
 )
+from dfkd_lite.door import find_layers
 from dfkd_lite.errors import InputError
-from dfkd_lite.networks import Layers, build, capture, find_layers
+from dfkd_lite.networks import Layers, build, capture
 
 ARCHITECTURES = ["wrn-16-1", "resnet-18", "mobilenet_v2"]
 SIZES = {"wrn-16-1": 16, "resnet-18": 16, "mobilenet_v2": 64}

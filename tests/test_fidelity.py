@@ -5,9 +5,10 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from dfkd_lite.data import load
+from dfkd_lite.door import find_layers
 from dfkd_lite.errors import InputError
 from dfkd_lite.measure.fidelity import BATCH, fidelity, image_report
-from dfkd_lite.networks import build, find_layers
+from dfkd_lite.networks import build
 
 
 def line(*values):

@@ -13,6 +13,7 @@ from torch import nn
 from dfkd_lab.file import read_experiment
 from dfkd_lite import methods
 from dfkd_lite.distill import Distillation, DistillConfig, distill, frozen
+from dfkd_lite.door import find_layers
 from dfkd_lite.errors import InputError
 from dfkd_lite.generator import GeneratorConfig
 from dfkd_lite.inversion import adversarial_loss
@@ -25,7 +26,7 @@ from dfkd_lite.methods.games import Generative, answer_entropy, mean_answer_entr
 from dfkd_lite.methods.nayer import embedded, standardised
 from dfkd_lite.methods.spaceshipnet import regions
 from dfkd_lite.methods.zskt import attention_distance
-from dfkd_lite.networks import NetworkSpec, build, capture, find_layers
+from dfkd_lite.networks import NetworkSpec, build, capture
 
 NAMES = ("cat", "car", "dog", "dot")
 SPEC = NetworkSpec("wrn-10-1", 4, 1, 16, mean=(0.4,), std=(0.3,), class_names=NAMES)

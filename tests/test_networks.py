@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
+from dfkd_lite.door import find_layers
 from dfkd_lite.errors import InputError
 from dfkd_lite.networks import (
     NETWORKS,
@@ -30,7 +31,6 @@ from dfkd_lite.networks import (
     capture,
     count_parameters,
     evaluating,
-    find_layers,
     normalise,
 )
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dfkd_lite.cam import explain
 from dfkd_lite.distill import Distillation, DistillConfig, distill
+from dfkd_lite.door import LogitsOf, find_layers
 from dfkd_lite.errors import InputError
 from dfkd_lite.export.onnx import export_onnx
 from dfkd_lite.generator import GeneratorConfig
@@ -20,12 +21,10 @@ from dfkd_lite.lipschitz import network_bound
 from dfkd_lite.methods import FsscConfig
 from dfkd_lite.networks import (
     Layers,
-    LogitsOf,
     NetworkSpec,
     batch_norms,
     build,
     capture,
-    find_layers,
 )
 from dfkd_lite.storage.weights import load_network, load_weights, save_network, save_weights
 

@@ -10,8 +10,9 @@ import torchvision
 from torch import nn
 
 from dfkd_lite.cam import explain
+from dfkd_lite.door import find_layers
 from dfkd_lite.errors import InputError
-from dfkd_lite.networks import capture, evaluating, find_layers
+from dfkd_lite.networks import capture, evaluating
 
 SIZE, CLASSES = 64, 5
 #: What has no maps at its end: a refusal is right, if it says so.

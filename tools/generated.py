@@ -36,6 +36,7 @@ REFERENCE = (
             "msarc",
             "image_pool",
             "distill",
+            "door",
             "methods",
             "presets",
             "settings",

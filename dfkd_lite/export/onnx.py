@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..door import check_single, one_tensor, unwrapped
+from ..door import check_single, one_tensor
 from ..errors import InputError
 from ..networks import FromPixels, NetworkSpec, evaluating
+from ..networks.layers import unwrapped
 from ..storage.files import write_bytes
 from ..storage.weights import check_finite
 

@@ -1,7 +1,6 @@
 """Teachers and students: networks in their CIFAR form, and tools that read any network's layers."""
 
-from ..door import LogitsOf, batch_norms, evaluating
-from .layers import Layers, capture, count_parameters, find_layers
+from .layers import Layers, batch_norms, capture, count_parameters, evaluating
 from .resnet import ResNet
 from .spec import FromPixels, NetworkSpec, Statistics, normalise
 from .vgg import VGG
@@ -13,7 +12,6 @@ __all__ = [
     "VGG",
     "FromPixels",
     "Layers",
-    "LogitsOf",
     "NetworkSpec",
     "ResNet",
     "Statistics",
@@ -23,6 +21,5 @@ __all__ = [
     "capture",
     "count_parameters",
     "evaluating",
-    "find_layers",
     "normalise",
 ]

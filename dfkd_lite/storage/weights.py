@@ -18,9 +18,9 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from ..door import unwrapped
 from ..errors import DivergedError, InputError
 from ..networks import NetworkSpec, build
+from ..networks.layers import unwrapped
 from ..settings import checked
 from .files import write_bytes
 
