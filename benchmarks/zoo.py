@@ -15,6 +15,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from dfkd_lite.errors import InputError
 from dfkd_lite.export.onnx import export_onnx
 from dfkd_lite.generator import GeneratorConfig
 from dfkd_lite.methods import CmiConfig, FsscConfig, ZsktConfig
-from dfkd_lite.networks import Layers, NetworkSpec, capture, count_parameters
+from dfkd_lite.networks import Layers, NetworkSpec, batch_norms, capture, count_parameters
 from dfkd_lite.settings import plain
 from dfkd_lite.storage.files import write_json
 from dfkd_lite.storage.weights import load_weights, save_weights
@@ -98,7 +99,10 @@ def tried(name: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         row["saves"] = said(lambda: saved(name, network, Path(folder) / "weights.safetensors"))
         row["onnx"] = said(lambda: export_onnx(network, SPEC, Path(folder) / "network.onnx"))
+    row["batch_norms"] = len(batch_norms(network))
     for method, settings in METHODS.items():  # last: it lays the weights out channels last
+        if method == "fssc" and not row["batch_norms"]:
+            settings = replace(settings, bn_weight=0)  # as the refusal advises
         row[method] = said(lambda s=settings: distill(network, "wrn-10-1", SPEC, LOOP, s))
     return row
 

@@ -72,7 +72,7 @@ class BatchNormLoss:
         if not self.layers:
             raise InputError(
                 "The teacher has no batch-norm layers with running statistics, so L_BN cannot be "
-                "computed: set bn_weight=0, and let L_cls and the image priors do the work."
+                "computed. Without it go dafl, zskt, dfad, and fssc or fastdfkd with bn_weight=0."
             )
         self.momentum, self.first = momentum, first
         self.average: dict[str, tuple[Tensor, Tensor]] = {}

@@ -12,8 +12,8 @@ from torch import nn
 
 from dfkd_lab.file import read_experiment
 from dfkd_lite import methods
-from dfkd_lite.distill import Distillation, DistillConfig, distill, frozen
-from dfkd_lite.door import find_layers
+from dfkd_lite.distill import Distillation, DistillConfig, distill
+from dfkd_lite.door import find_layers, frozen
 from dfkd_lite.errors import InputError
 from dfkd_lite.generator import GeneratorConfig
 from dfkd_lite.inversion import adversarial_loss
@@ -232,11 +232,26 @@ NEEDS_BATCH_NORM = ("adi", "dfq", "ls-gdfd", "cmi", "spaceshipnet", "nayer", "fa
 
 @pytest.mark.parametrize("name", NEEDS_BATCH_NORM)
 def test_a_teacher_without_batch_norm_is_refused_with_the_reason(name):
-    bare = nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)
-    )  # fmt: skip
     with pytest.raises(InputError, match="no batch-norm layers"):
-        Distillation(bare, "wrn-10-1", SPEC, LOOP, SMALL[name], "cpu")
+        Distillation(bare(), "wrn-10-1", SPEC, LOOP, SMALL[name], "cpu")
+
+
+@pytest.mark.parametrize("name", ["dafl", "zskt", "dfad", "fssc", "fastdfkd"])
+def test_methods_that_the_refusal_offers_do_without_batch_norm(name):
+    with pytest.raises(InputError) as refusal:
+        Distillation(bare(), "wrn-10-1", SPEC, LOOP, SMALL["adi"], "cpu")
+    offered = str(refusal.value)
+    assert name in offered
+    without = name in offered.rpartition("and ")[2]
+    settings = replace(SMALL[name], bn_weight=0.0) if without else SMALL[name]
+    result = Distillation(bare(), "wrn-10-1", SPEC, LOOP, settings, "cpu").run()
+    assert math.isfinite(result.history[-1]["kd"])
+
+
+def bare() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)
+    )
 
 
 # --- Losses, by hand ------------------------------------------------------------------------------
