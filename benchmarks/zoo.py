@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,8 @@ def main() -> None:
         refused = {key: text for key, text in rows[-1].items() if isinstance(text, str) and text}
         tqdm.write(f"{name} {rows[-1].get('sides', '')} {seconds:.0f} s {refused}")
     if options.json:
-        write_json(options.json, plain({"environment": environment(), "networks": rows}))
+        timm = {"timm": version("timm")}
+        write_json(options.json, plain({"environment": environment(), **timm, "networks": rows}))
 
 
 if __name__ == "__main__":

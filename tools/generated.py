@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from execute import Record, read_record
+from zoo_page import zoo_page
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -191,4 +192,4 @@ def reference_page(title: str, modules: tuple[str, ...]) -> str:
 def generated_pages(notebooks: list[Path], executed: Path) -> dict[str, str]:
     """Return file name -> text of every page that is not written by hand."""
     pages = {f"{name}.md": reference_page(title, modules) for name, title, modules in REFERENCE}
-    return pages | {"status.md": status_page(notebooks, executed)}
+    return pages | {"teachers.md": zoo_page(), "status.md": status_page(notebooks, executed)}
