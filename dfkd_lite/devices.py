@@ -61,6 +61,11 @@ def full(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
+def exact(x: Tensor) -> Tensor:
+    """Return ``x``, detached, in float64 on the CPU: not every device has that (MPS does not)."""
+    return x.detach().cpu().double()
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed all global sources of chance for the block, and restore their states after it.
