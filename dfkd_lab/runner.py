@@ -38,7 +38,7 @@ from dfkd_lite.storage.weights import save_network, save_weights
 from dfkd_lite.viz.pictures import png, tile
 
 from .file import Run
-from .trained import taught
+from .trained import as_taught, taught
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,8 @@ def execute(run: Run, place: Place) -> dict[str, Any]:
         "networks": {"teacher": run.teacher, "student": run.student, "method": run.method_name},
         "data": described(data),
         "settings": {
-            "teach": plain(run.teach),
-            "distill": plain(run.distill),
+            "teach": plain(as_taught(run.teach, card)),
+            "distill": record.pop("settings"),
             "method": plain(run.method),
         },
         "parameters": {
@@ -195,6 +195,7 @@ def _distil(
     )
     sheet = tile(distillation.pool.newest(batch)[:16].cpu(), columns=8)
     return {
+        "settings": plain(distillation.config),
         "seconds": phases(history),
         "resumed_after": distillation.resumed_after,
         "diverged": diverged,

@@ -172,11 +172,8 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> tuple[Tensor,
     def summed(values: Tensor) -> Tensor:
         return torch.zeros(bins, dtype=torch.float64).index_add_(0, place, values.double())
 
-    return (
-        summed(torch.ones_like(confidence)),
-        summed(confidence),
-        summed(predicted == labels.cpu()),
-    )
+    right = predicted == labels.cpu()
+    return summed(torch.ones_like(confidence)), summed(confidence), summed(right)
 
 
 def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
