@@ -73,7 +73,8 @@ def test_else_the_cpu_is_and_that_is_said_once(accelerator, monkeypatch, value):
         monkeypatch.setenv(FALLBACK, value)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("default")
-        assert [resolve_device(), resolve_device("auto"), resolve_device()] == [CPU] * 3
+        assert resolve_device() == CPU
+        assert resolve_device("auto") == CPU  # from another line
     assert len(said) == 1 and "import dfkd_lite before torch" in str(said[0].message)
 
 
