@@ -16,7 +16,7 @@ import torch
 
 from dfkd_lab.records import environment
 from dfkd_lite.data import ImageData, Split
-from dfkd_lite.devices import PRECISIONS, resolve_device
+from dfkd_lite.devices import FORMATS, resolve_device
 from dfkd_lite.settings import plain
 from dfkd_lite.storage.files import write_json
 from dfkd_lite.teach import TeachConfig, Teaching
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows = {precision: measure(options, precision) for precision in PRECISIONS}
+    rows = {precision: measure(options, precision) for precision in FORMATS}
     for precision, row in rows.items():
         print(
             f"{precision:9} plain {row['plain']:.3f} s, compiled {row['compiled']:.3f} s: "

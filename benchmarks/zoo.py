@@ -33,7 +33,7 @@ from dfkd_lite.door import answer, find_layers
 from dfkd_lite.errors import InputError
 from dfkd_lite.export.onnx import export_onnx
 from dfkd_lite.generator import GeneratorConfig
-from dfkd_lite.methods import CmiConfig, FsscConfig, ZsktConfig
+from dfkd_lite.methods import AdiConfig, FsscConfig, ZsktConfig
 from dfkd_lite.networks import Layers, NetworkSpec, batch_norms, capture, count_parameters
 from dfkd_lite.settings import plain
 from dfkd_lite.storage.files import write_json
@@ -65,7 +65,7 @@ _SMALL = {"generator": GeneratorConfig(z_dim=8, width=8), "synthesis_batch": 4}
 #: One that reads maps, one that inverts batch-norm statistics, one that plays for disagreement.
 METHODS = {
     "fssc": FsscConfig(**_SMALL),
-    "cmi": CmiConfig(**_SMALL, steps=2, bank_size=16, negatives=8),
+    "adi": AdiConfig(synthesis_batch=4, steps=2),
     "zskt": ZsktConfig(**_SMALL),
 }
 LOOP = DistillConfig(episodes=1, warm_up=0, student_steps=1, batch_size=4, pool_size=8)

@@ -37,7 +37,7 @@ from .records import (
     record_path,
     write_record,
 )
-from .trained import taught
+from .trained import as_taught, taught
 from .viz.pictures import png, tile
 
 
@@ -132,8 +132,8 @@ def execute(run: Run, place: Place) -> dict[str, Any]:
         "networks": {"teacher": run.teacher, "student": run.student, "method": run.method_name},
         "data": described(data),
         "settings": {
-            "teach": plain(run.teach),
-            "distill": plain(run.distill),
+            "teach": plain(as_taught(run.teach, card)),
+            "distill": record.pop("settings"),
             "method": plain(run.method),
         },
         "parameters": {
@@ -195,6 +195,7 @@ def _distil(
     )
     sheet = tile(distillation.pool.newest(batch)[:16].cpu(), columns=8)
     return {
+        "settings": plain(distillation.config),
         "seconds": phases(history),
         "resumed_after": distillation.resumed_after,
         "diverged": diverged,

@@ -19,13 +19,14 @@ from torch import nn
 
 from dfkd_lite.data import ImageData, data_root
 from dfkd_lite.devices import resolve_device
-from dfkd_lite.distill import distill
+from dfkd_lite.distill import Distillation
 from dfkd_lite.errors import InputError
 from dfkd_lite.generator import AttentionGenerator
 from dfkd_lite.measure.evaluate import evaluate
 from dfkd_lite.networks import NetworkSpec
 from dfkd_lite.presets import Preset
 from dfkd_lite.settings import plain
+from dfkd_lite.storage.checkpoint import load_checkpoint
 from dfkd_lite.storage.files import write_json
 from dfkd_lite.storage.shipped import SHIPPED
 from dfkd_lite.storage.weights import (
@@ -63,8 +64,8 @@ def taught(
     bar, and from where it was cut off, if it was) and kept below
     :func:`dfkd_lite.data.data_root`. The returned network is the one in the file: weights of more
     than 1 MB are rounded to float16 where that leaves the test accuracy as it is. The card, a JSON
-    file beside the weights, says what they are: data, network, settings, test accuracy, checksum,
-    where and how long they were trained.
+    file beside the weights, says what they are: data, network, settings (and the format that the
+    precision "auto" stood for), test accuracy, checksum, where and how long they were trained.
     """
     path = find_teacher(data, network, config)
     if path is None:
@@ -74,6 +75,9 @@ def taught(
         teacher, spec, history = teach(
             network, data, config, device, progress, folder=cut_off, resume=True
         )
+        last = load_checkpoint(cut_off)
+        assert last is not None  # its epochs are at least one
+        config = replace(config, precision=last.state.get("precision", config.precision))
         about = {
             "settings": plain(config),
             "environment": where,
@@ -83,6 +87,11 @@ def taught(
         keep_teacher(path, teacher.cpu(), spec, data, config, about)
         shutil.rmtree(cut_off, ignore_errors=True)
     return *load_network(path), _checked_card(path)
+
+
+def as_taught(config: TeachConfig, card: dict[str, Any]) -> TeachConfig:
+    """Give the settings of a teacher as its card has them: in a format, where "auto" was asked."""
+    return replace(config, precision=card["settings"].get("precision", config.precision))
 
 
 def find_teacher(data: ImageData, network: str, config: TeachConfig) -> Path | None:
@@ -169,23 +178,24 @@ def trained_student(
     The student is distilled without data. Both are as the last episode left them, in eval mode on
     the CPU, and kept as the teacher is.
     """
-    config = replace(preset.distill, seed=seed)
+    config, of_teacher = replace(preset.distill, seed=seed), replace(preset.teach, seed=seed)
     made_with = {
         "data": data.name,
         "config": config,
         "method": preset.method,
-        "teacher": replace(preset.teach, seed=seed),
+        "teacher": of_teacher,
     }
     stem = f"{_label(data)}_{preset.teacher}_{preset.student}_seed{seed}"
     names = (f"{stem}.safetensors", f"{stem}_generator.safetensors")
     student_file, generator_file = (_find_student(name, made_with) for name in names)
     generator = AttentionGenerator(data.size, data.channels, preset.method.generator)
     if student_file is None or generator_file is None:
-        teacher, spec = trained_teacher(data, preset, seed)
-        result = distill(teacher, preset.student, spec, config, preset.method)
+        teacher, spec, card = taught(data, preset.teacher, of_teacher)
+        run = Distillation(teacher, preset.student, spec, config, preset.method)
+        result = run.run()
         student_file, generator_file = (data_root() / "students" / name for name in names)
-        notes = {key: str(value) for key, value in made_with.items()}
-        notes["teacher"] = f"{preset.teacher} {made_with['teacher']}"
+        notes = {key: str(value) for key, value in (made_with | {"config": run.config}).items()}
+        notes["teacher"] = f"{preset.teacher} {as_taught(of_teacher, card)}"
         save_network(student_file, result.student, replace(spec, network=preset.student), notes)
         save_weights(generator_file, result.modules["generator"], notes)
     load_weights(generator_file, generator)
@@ -215,13 +225,17 @@ def _fits(path: Path, made_with: dict[str, Any]) -> bool:
 def _says(note: str, value: Any) -> bool:
     """Check whether a note is the text ``value``, or the ``repr`` of the settings ``value``.
 
-    A student's note names its teacher's network before the settings, as its file name does.
+    A student's note names its teacher's network before the settings, as its file name does. Of the
+    precision "auto" is each that a note names.
     """
     if isinstance(value, str):
         return note == value
     try:
         written = ast.parse(note[note.find(f"{type(value).__name__}(") :], mode="eval")
-        return bool(_rebuilt(written.body, value) == value)
+        noted = _rebuilt(written.body, value)
+        if getattr(value, "precision", "") == "auto":
+            value = replace(value, precision=noted.precision)
+        return bool(noted == value)
     except (AttributeError, SyntaxError, TypeError, ValueError):  # other settings than these
         return False
 

@@ -7,6 +7,12 @@
 >>> result = distill(teacher, lite.student, spec, lite.distill, lite.method)
 """
 
+import os
+import sys
+
+if "torch" not in sys.modules:  # it reads this once, when it is loaded
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+
 from .data import load
 from .distill import Distillation, DistillConfig, distill
 from .errors import InputError

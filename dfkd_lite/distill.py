@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from . import parallel
-from .devices import PRECISIONS, derived_seed, mixed, placed, resolve_device, seeded
+from .devices import PRECISIONS, derived_seed, mixed, placed, resolve_device, seeded, settled
 from .door import check_gradients, check_pair, find_layers, frozen
 from .errors import DivergedError, check_range, choose
 from .image_pool import ImagePool
@@ -51,7 +51,7 @@ class DistillConfig:
     flip: bool = True  # random mirroring of the student's batches: FastDFKD
     measure_every: int = 10  # episodes between two measurements of the student
     checkpoint_every: int = 10  # episodes between two checkpoints, where a folder is given
-    precision: str = "float32"  # or "bfloat16": the number format of the networks while they learn
+    precision: str = "float32"  # or "bfloat16", "auto": the networks' format while they learn
     seed: int = 0  # of the whole run
 
     def __post_init__(self) -> None:
@@ -94,7 +94,7 @@ class Distillation:
     ``methods``; afterwards it is the running method, and ``method.config`` its settings.
     ``measure`` gets the student in eval mode every ``measure_every`` episodes and after the last.
     Its results only go into the history: no real image and no test result reaches the run. Layers
-    that are not given are found.
+    that are not given are found. Afterwards ``config`` names the format that "auto" stands for.
 
     Raises:
         InputError: teacher, student and spec do not fit each other, or the teacher is broken.
@@ -114,6 +114,7 @@ class Distillation:
         config, spec = self.config, self.spec
         parallel.check_split(config.batch_size)
         self._device = resolve_device(self.device)
+        self._asked, self.config = config, settled(config, self._device)
         check_gradients()
         self.teacher = unwrapped(self.teacher)
         check_finite("The teacher", self.teacher)
@@ -272,6 +273,7 @@ class Distillation:
             weights[name] = module.state_dict()
         state = {
             "run": self._identity(),
+            "precision": self.config.precision,
             "optimiser": self.optimiser.state_dict(),
             "averaged": 0 if self.average is None else int(self.average.n_averaged),
             "method": self.method.state_dict(),
@@ -286,6 +288,7 @@ class Distillation:
         found = open_run(folder, resume or self.episode > 0, self._identity())
         if found is None or self.episode:
             return
+        self.config = settled(self._asked, self._device, found.state.get("precision"))
         self.network.load_state_dict(found.weights["student"])
         if self.average is not None:
             self.average.module.load_state_dict(found.weights["average"])
@@ -303,7 +306,7 @@ class Distillation:
     def _identity(self) -> str:
         """Describe all that the end of this run depends on; a checkpoint must have the same."""
         student = {name: tuple(p.shape) for name, p in self.network.state_dict().items()}
-        parts = self.spec, self.config, self.method.config, self.teacher_checksum, student
+        parts = self.spec, self._asked, self.method.config, self.teacher_checksum, student
         return " | ".join(map(str, parts))
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .devices import exact
 from .errors import InputError, check_range
 
 #: A network, or any function of a batch whose rows do not mix.
@@ -29,7 +30,7 @@ def linear_norm(weight: Tensor) -> float:
     """
     if weight.ndim != 2:
         raise InputError(f"A matrix is needed, not weights of shape {tuple(weight.shape)}.")
-    return torch.linalg.matrix_norm(_exact(weight), 2).item()
+    return torch.linalg.matrix_norm(_finite(weight), 2).item()
 
 
 def conv_norm(
@@ -54,7 +55,7 @@ def conv_norm(
             f"padding_mode='{conv.padding_mode}' has no rule here: use a convolution padded with "
             "zeros."
         )
-    weight = _exact(conv.weight)
+    weight = _finite(conv.weight)
 
     def apply(x: Tensor) -> Tensor:
         return F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
@@ -74,7 +75,7 @@ def batch_norm_norm(bn: nn.BatchNorm2d | nn.BatchNorm1d) -> float:
             "constant: build it with track_running_stats=True."
         )
     gamma = torch.ones_like(bn.running_var) if bn.weight is None else bn.weight
-    return (_exact(gamma).abs() / (_exact(bn.running_var) + bn.eps).sqrt()).max().item()
+    return (_finite(gamma).abs() / (_finite(bn.running_var) + bn.eps).sqrt()).max().item()
 
 
 def max_pool_norm(
@@ -185,8 +186,8 @@ def fixed_directions(rows: int, width: int) -> Tensor:
     return torch.randn(rows, width, generator=generator, dtype=torch.float64)
 
 
-def _exact(weight: Tensor) -> Tensor:
-    """Return finite weights in double precision on the CPU, which every machine has."""
+def _finite(weight: Tensor) -> Tensor:
+    """Return finite weights in double precision, on the CPU."""
     if not weight.isfinite().all():
         raise InputError("The weights hold NaN or infinite values: load other weights.")
-    return weight.detach().cpu().double()
+    return exact(weight)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .data import ImageData
-from .devices import PRECISIONS, derived_seed, full, mixed, placed, resolve_device, seeded
+from .devices import PRECISIONS, derived_seed, full, mixed, placed, resolve_device, seeded, settled
 from .errors import DivergedError, check_range, choose
 from .image_pool import augment
 from .networks import NetworkSpec, build, normalise
@@ -30,7 +30,7 @@ class TeachConfig:
     weight_decay: float = 5e-4  # Zagoruyko & Komodakis 2016
     shift: int = 4  # random crops of the image padded by 4, as usual on CIFAR
     flip: bool = True  # random mirroring, as usual on CIFAR; off where left and right matter
-    precision: str = "float32"  # or "bfloat16": the number format of the network while it learns
+    precision: str = "float32"  # or "bfloat16", "auto": the network's format while it learns
     compile: bool = False  # torch.compile: pays on long runs, needs a C++ compiler on the CPU
     seed: int = 0  # of weights, order and augmentation
 
@@ -79,12 +79,13 @@ def teach(
 
 
 class Teaching:
-    """A run of :func:`teach`: everything that its next epoch depends on."""
+    """A run of :func:`teach`: all that its next epoch depends on; ``config`` has no "auto" left."""
 
     def __init__(
         self, network: str, data: ImageData, config: TeachConfig, device: torch.device
     ) -> None:
-        self.data, self.config, self.device = data, config, device
+        self.data, self.asked, self.device = data, config, device
+        self.config = settled(config, device)
         with seeded(config.seed):
             model = build(network, data.classes, data.channels, data.size)
         self.model = placed(model, device).train()
@@ -152,6 +153,7 @@ class Teaching:
     def save(self, folder: Path) -> None:
         state = {
             "run": self.identity,
+            "precision": self.config.precision,
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
             "rng": self.rng.get_state(),
@@ -166,6 +168,7 @@ class Teaching:
         if found is None:
             return
         kept = found.state
+        self.config = settled(self.asked, self.device, kept.get("precision"))
         self.model.load_state_dict(found.weights["teacher"])
         self.optimiser.load_state_dict(kept["optimiser"])
         self.schedule.load_state_dict(kept["schedule"])

@@ -49,6 +49,17 @@ def test_from_teacher_to_report(teacher, tmp_path, capsys):
     assert sum(map(sum, values["confusion"])) == 500
 
 
+def test_what_is_saved_names_the_format_of_auto(tmp_path, monkeypatch):
+    monkeypatch.setattr("dfkd_lite.devices.bfloat16_pays", lambda _: True)
+    path, auto = tmp_path / "teacher.safetensors", ["--set", "precision=auto"]
+    command = ["teach", "--network", "wrn-10-1", "--set", "epochs=1", "--out", str(path), *auto]
+    assert cli.main([*command, "--device", "cpu"]) == 0
+    assert distil(path, tmp_path, *auto) == 0
+    for file in (path, tmp_path / "student.safetensors"):
+        assert "precision='bfloat16'" in read_metadata(file)["config"]
+    assert "precision: bfloat16" in (tmp_path / "CARD.md").read_text()
+
+
 def test_interrupted_then_resumed_equals_uninterrupted(teacher, tmp_path, monkeypatch, capsys):
     assert distil(teacher, tmp_path / "whole") == 0
     original, calls = cli.Distillation.step, []

@@ -227,6 +227,30 @@ def right(path: Path, folder: Path) -> float:
         return float((network(x).argmax(1).numpy() == labels).mean())
 
 
+def test_a_record_names_the_format_of_auto_and_goes_on_in_it_elsewhere(tmp_path, monkeypatch):
+    auto = {"precision": "auto"}
+    lay(tmp_path, auto)
+    content = yaml.safe_load((tmp_path / "small.yaml").read_text())
+    content["settings"]["teach"] |= auto
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.setattr("dfkd_lite.devices.bfloat16_pays", lambda _: True)
+    monkeypatch.setenv("DFKD_DATA", f"{tmp_path}/data")
+    run, place = run_and_place(tmp_path, watch=stop_at_3)
+    with pytest.raises(KeyboardInterrupt):
+        execute(run, place)
+    monkeypatch.setattr("dfkd_lite.devices.bfloat16_pays", lambda _: False)
+    assert dfkd(tmp_path, "--resume") == 0
+    record = record_of(tmp_path)
+    assert record["resumed_after"] == [2]
+    for part, asked in (("teach", run.teach), ("distill", run.distill)):
+        assert record["settings"][part] == plain(replace(asked, precision="bfloat16"))
+
+
+def stop_at_3(run, _):
+    if run.episode == 3:
+        raise KeyboardInterrupt
+
+
 def test_last_is_the_last_step_and_best_is_labelled_as_no_result(whole):
     record = record_of(whole)
     last, history = record["last"], record["history"]

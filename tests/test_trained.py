@@ -1,5 +1,6 @@
 """Train or load: what ships is found, what was made with other settings is not taken for it."""
 
+import json
 from dataclasses import field, fields, make_dataclass, replace
 
 import pytest
@@ -27,7 +28,7 @@ def no_training(monkeypatch):
         raise AssertionError("nothing had to be trained")
 
     monkeypatch.setattr(trained_module, "teach", refuse)
-    monkeypatch.setattr(trained_module, "distill", refuse)
+    monkeypatch.setattr(trained_module, "Distillation", refuse)
 
 
 def test_shipped_networks_are_found_and_as_good_as_they_say(no_training):
@@ -68,12 +69,30 @@ def test_trained_once_and_kept(folder, monkeypatch):
     ]
     assert len(kept) == 3 and kept[2].startswith(f"teachers/{stem}_seed1_")
     monkeypatch.setattr(trained_module, "teach", None)
-    monkeypatch.setattr(trained_module, "distill", None)
+    monkeypatch.setattr(trained_module, "Distillation", None)
     again, _ = trained_teacher(data, settings, seed=1)
     student_again, generator_again = trained_student(data, settings, seed=1)
     for one, other in ((teacher, again), (student, student_again), (generator, generator_again)):
         for key, value in one.state_dict().items():
             torch.testing.assert_close(other.state_dict()[key], value, rtol=0, atol=0)
+
+
+def test_auto_is_kept_by_its_format_and_found_on_any_machine(folder, monkeypatch):
+    data, settings = load("digits"), short(precision="auto")
+    settings = replace(settings, teach=replace(settings.teach, precision="auto"))
+    monkeypatch.setattr("dfkd_lite.devices.bfloat16_pays", lambda _: True)
+    student, _ = trained_student(data, settings, seed=1)
+    notes = [read_metadata(path) for path in folder.glob("*/*.safetensors")]
+    assert len(notes) == 3
+    for note in notes:
+        assert "precision='bfloat16'" in note["config"] and "auto" not in str(note)
+    (card,) = (folder / "teachers").glob("*.json")
+    assert json.loads(card.read_text())["settings"]["precision"] == "bfloat16"
+    monkeypatch.setattr("dfkd_lite.devices.bfloat16_pays", lambda _: False)
+    monkeypatch.setattr(trained_module, "teach", None)
+    monkeypatch.setattr(trained_module, "Distillation", None)
+    again, _ = trained_student(data, settings, seed=1)
+    assert again.state_dict()["fc.weight"].equal(student.state_dict()["fc.weight"])
 
 
 def test_other_settings_are_not_taken_for_the_same(no_training):

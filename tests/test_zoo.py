@@ -30,15 +30,15 @@ def test_what_is_known_of_a_network_is_sound_or_a_refusal_that_names_the_cause(n
         said = row.get("stages") or row["answers"]
         assert "cannot read" in said or ("tokens" in said and name.split(":")[1].startswith(TOKENS))
     if sides and row["batch_norms"]:
-        assert not any(row[step] for step in ("explains", "fssc", "cmi", "zskt", "saves"))
+        assert not any(row[step] for step in ("explains", "fssc", "adi", "zskt", "saves"))
 
 
 def test_the_page_counts_and_numbers_its_refusals(tmp_path: Path) -> None:
-    right = ("answers", "stages", "explains", "fssc", "cmi", "zskt", "saves", "onnx")
+    right = ("answers", "stages", "explains", "fssc", "adi", "zskt", "saves", "onnx")
     steps = dict.fromkeys(right, "")
     rows = [
         {"name": "a", "parameters": 2_500_000, "sides": [4, 2], **steps},
-        {"name": "b", "parameters": 1, "sides": [8], **steps, "cmi": "X."},
+        {"name": "b", "parameters": 1, "sides": [8], **steps, "adi": "X."},
         {"name": "c", "parameters": 1, "answers": "Y."},
         {"name": "d", "parameters": 1, "answers": "Y."},
     ]  # fmt: skip

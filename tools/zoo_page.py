@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ZOO = ROOT / "data" / "zoo.json"
-STEPS = {"explains": "maps", "fssc": "fssc", "cmi": "cmi", "zskt": "zskt", "saves": "weights kept",
+STEPS = {"explains": "maps", "fssc": "fssc", "adi": "adi", "zskt": "zskt", "saves": "weights kept",
          "onnx": "ONNX"}  # fmt: skip
 
 TEXT = """# What can be a teacher
@@ -14,7 +14,7 @@ TEXT = """# What can be a teacher
 Written from `data/zoo.json`, which `python benchmarks/zoo.py` makes. Each network has random
 weights, five classes and images of 64 x 64 pixels. Of each was tried: are its stages found, and
 explained by maps; does one episode of three methods run (one that compares maps, one that
-contrasts what batch-norms read, one that plays for disagreement); do saved weights answer the
+inverts batch-norm statistics, one that plays for disagreement); do saved weights answer the
 same to the last digit in a new network; does ONNX Runtime agree. This says what *runs*. It says
 nothing of how well a student learns.
 

@@ -27,7 +27,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
         "code": _code_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": getattr(torch.get_device_module(device), "get_device_name", str)(device),
         "machine": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from ..data import READERS, ImageData, load
-from ..devices import resolve_device
+from ..devices import resolve_device, settled
 from ..distill import Distillation
 from ..errors import InputError, choose
 from ..export.card import model_card, write_card
@@ -70,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _teach(options: argparse.Namespace) -> None:
     chosen = preset(options.preset)
     config = override(chosen.teach, [f"seed={options.seed}", *options.set])
+    config = settled(config, resolve_device(options.device))
     data = _data(options, options.data, options.size)
     network = options.network or chosen.teacher
     model, spec, history = teach(network, data, config, options.device)
@@ -104,7 +105,7 @@ def _distill(options: argparse.Namespace) -> None:
     folder = Path(options.out)
     result = run.run(folder / "checkpoints", resume=options.resume)
     student_spec = replace(spec, network=student)
-    notes = {"teacher": str(options.teacher), "config": repr(config), "method": repr(method)}
+    notes = {"teacher": str(options.teacher), "config": repr(run.config), "method": repr(method)}
     save_network(folder / "student.safetensors", result.student, student_spec, notes)
     write_json(folder / "history.json", result.history)
     last = result.history[-1]
@@ -115,7 +116,7 @@ def _distill(options: argparse.Namespace) -> None:
         result.student,
         student_spec,
         folder / "student.safetensors",
-        {"loop": config, "method": method},
+        {"loop": run.config, "method": method},
         signs,
         {"test accuracy": last["accuracy"]} if watched else None,
         options.watch or "",
@@ -237,7 +238,7 @@ def _common(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentP
         name, help=text, description=f"{text[0].upper()}{text[1:]}.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (auto: a GPU if any)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps, ... (auto: a GPU if any)")
     parser.set_defaults(run=run)
     return parser
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .. import kd
 from ..cam import upsample
 from ..data.images import AnySplit, aligned
+from ..devices import exact
 from ..door import check_single, one_tensor
 from ..errors import DivergedError, InputError, check_range
 from ..networks import NetworkSpec, Statistics, evaluating, normalise
@@ -107,7 +108,7 @@ def evaluate(
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Return the fraction of images whose largest logit is the label's: top-1, Eq. 23 (0 to 1)."""
     _check(logits, labels)
-    return (logits.argmax(dim=1) == labels).double().mean().item()
+    return exact(logits.argmax(dim=1) == labels).mean().item()
 
 
 def macro_f1(logits: Tensor, labels: Tensor) -> float:
@@ -135,7 +136,7 @@ def auc(logits: Tensor, labels: Tensor) -> float | None:
     if labels.unique().numel() < classes or classes < 2:
         return None
     # in double precision: otherwise a confident network's probabilities would be tied at 1
-    scores = logits.double().softmax(dim=1).numpy(force=True)
+    scores = exact(logits).softmax(dim=1).numpy()
     wanted = labels.numpy(force=True)
     each = [metrics.roc_auc_score(wanted == k, scores[:, k]) for k in range(classes)]
     return float(sum(each) / classes)
@@ -155,7 +156,7 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -
 
 
 def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the three sums of a reliability diagram, each (bins,).
+    """Return the three sums of a reliability diagram, each (bins,) on the CPU.
 
     They are the number of images, the sum of their largest probabilities, and the number that is
     right, in the bins (0, 1/bins], (1/bins, 2/bins], ... of the largest probability.
@@ -165,18 +166,14 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> tuple[Tensor,
     """
     _check(logits, labels)
     check_range("bins", bins, low=1)
-    confidence, predicted = logits.double().softmax(dim=1).max(dim=1)
+    confidence, predicted = exact(logits).softmax(dim=1).max(dim=1)
     place = (confidence * bins).ceil().long().clamp(1, bins) - 1
 
     def summed(values: Tensor) -> Tensor:
-        empty = torch.zeros(bins, dtype=torch.float64, device=values.device)
-        return empty.index_add_(0, place, values.double())
+        return torch.zeros(bins, dtype=torch.float64).index_add_(0, place, values.double())
 
-    return (
-        summed(torch.ones_like(confidence)),
-        summed(confidence),
-        summed(predicted == labels),
-    )
+    right = predicted == labels.cpu()
+    return summed(torch.ones_like(confidence)), summed(confidence), summed(right)
 
 
 def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
@@ -228,7 +225,7 @@ def cam_consistency(student_maps: Tensor, teacher_maps: Tensor) -> float:
         )
     if not (student_maps.isfinite().all() and teacher_maps.isfinite().all()):
         raise InputError("The maps hold NaN or infinite values: check the networks' weights.")
-    student, teacher = student_maps.detach().double(), teacher_maps.detach().double()
+    student, teacher = exact(student_maps), exact(teacher_maps)
     student = upsample(student, (teacher.shape[1], teacher.shape[2]))
     product = _standardise(student.flatten(1)) * _standardise(teacher.flatten(1))
     return product.sum(dim=1).mean().item()

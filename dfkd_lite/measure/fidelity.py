@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import AnySplit
-from ..devices import full
+from ..devices import exact, full
 from ..errors import InputError, check_range
 from ..networks import Layers, capture, evaluating
 
@@ -46,7 +46,7 @@ def fidelity(real: Tensor, made: Tensor, neighbours: int = NEIGHBOURS) -> dict[s
             f"{len(real)} real and {len(made)} synthetic images are too few for {neighbours} "
             "neighbours: give more images or ask for fewer neighbours."
         )
-    real, made = real.double(), made.double()
+    real, made = exact(real), exact(made)
     apart = torch.cdist(real, made)  # (N, M)
     in_real = apart <= _radii(real, neighbours)[:, None]
     in_made = apart <= _radii(made, neighbours)[None]

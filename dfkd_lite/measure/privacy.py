@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from scipy.stats import rankdata
 from torch import Tensor
 
+from ..devices import exact
 from ..errors import InputError, check_range
 
 
@@ -25,8 +26,8 @@ class MembershipAuc:
 
 
 def losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy (N,) of each image, from logits (N, K) and labels (N,)."""
-    return F.cross_entropy(logits.double(), labels, reduction="none")
+    """Return the cross-entropy (N,) of each image, on the CPU, from logits (N, K) and labels."""
+    return F.cross_entropy(exact(logits), labels.cpu(), reduction="none")
 
 
 def membership_auc(

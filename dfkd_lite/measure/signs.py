@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..devices import exact
 from ..kd import kl_divergence
 from ..networks import evaluating
 from .evaluate import agreement
@@ -16,7 +17,7 @@ from .evaluate import agreement
 
 def effective_classes(logits: Tensor) -> float:
     """Return exp(entropy) of the mean softmax of logits (B, K): 1 (one class) to K (all alike)."""
-    mean = logits.detach().double().softmax(1).mean(0)
+    mean = exact(logits).softmax(1).mean(0)
     return torch.special.entr(mean).sum().exp().item()
 
 
@@ -26,7 +27,7 @@ def diversity(images: Tensor) -> float:
     It is in units of the images' values; 0 if all are the same. No pairs are formed, because the
     mean squared difference of two draws is twice the variance over the batch.
     """
-    return (2 * images.detach().double().var(0, correction=1).mean()).sqrt().item()
+    return (2 * exact(images).var(0, correction=1).mean()).sqrt().item()
 
 
 @torch.no_grad()
