@@ -11,8 +11,8 @@ Runtime agree. Nothing is said of how well one teaches. The book's page on teach
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -71,6 +71,9 @@ METHODS = {
 LOOP = DistillConfig(episodes=1, warm_up=0, student_steps=1, batch_size=4, pool_size=8)
 
 
+STEPS = ("answers", "stages", "explains", "saves", "onnx", *METHODS)
+
+
 def make(name: str) -> nn.Module:
     """Build ``torchvision:NAME`` or ``timm:NAME`` with the same random weights each time."""
     where, _, what = name.partition(":")
@@ -85,8 +88,11 @@ def make(name: str) -> nn.Module:
     return torchvision.models.get_model(what, weights=None, num_classes=CLASSES, **options).eval()
 
 
-def tried(name: str) -> dict[str, Any]:
-    """Try one network as a teacher: what was found, and of each step "" or the refusal."""
+def tried(name: str, export: bool = True) -> dict[str, Any]:
+    """Try one network as a teacher: what was found, and of each step "" or the refusal.
+
+    Without ``export`` ONNX is left out, which takes most of the time.
+    """
     network = make(name)
     row: dict[str, Any] = {"name": name, "parameters": count_parameters(network)}
     row["answers"] = said(lambda: answer(network, images()))
@@ -99,12 +105,15 @@ def tried(name: str) -> dict[str, Any]:
         row["explains"] = said(lambda: explain(network, images(), found[0]))
     with tempfile.TemporaryDirectory() as folder:
         row["saves"] = said(lambda: saved(name, network, Path(folder) / "weights.safetensors"))
-        row["onnx"] = said(lambda: export_onnx(network, SPEC, Path(folder) / "network.onnx"))
+        if export:
+            row["onnx"] = said(lambda: export_onnx(network, SPEC, Path(folder) / "network.onnx"))
     row["batch_norms"] = len(batch_norms(network))
     for method, settings in METHODS.items():  # last: it lays the weights out channels last
         if method == "fssc" and not row["batch_norms"]:
             settings = replace(settings, bn_weight=0)  # as the refusal advises
-        row[method] = said(lambda s=settings: distill(network, "wrn-10-1", SPEC, LOOP, s))
+        row[method] = said(
+            lambda s=settings: distill(network, "wrn-10-1", SPEC, LOOP, s, progress=False)
+        )
     return row
 
 
@@ -143,21 +152,27 @@ def saved(name: str, network: nn.Module, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", default=NAMES, choices=NAMES, metavar="NAME")
-    parser.add_argument("--json", type=Path, help="also write the result to this file")
+    parser.add_argument("--json", type=Path, help="write to this file, or go on with it")
     options = parser.parse_args()
-    rows = []
-    for name in (bar := tqdm(options.only)):
+    rows = known(options.json)
+    for name in (bar := tqdm([name for name in options.only if name not in rows])):
         bar.set_description(name)
-        began = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            rows.append(tried(name))
-        seconds = time.perf_counter() - began
-        refused = {key: text for key, text in rows[-1].items() if isinstance(text, str) and text}
-        tqdm.write(f"{name} {rows[-1].get('sides', '')} {seconds:.0f} s {refused}")
-    if options.json:
-        timm = {"timm": version("timm")}
-        write_json(options.json, plain({"environment": environment(), **timm, "networks": rows}))
+            rows[name] = tried(name)
+        refused = [text for key, text in rows[name].items() if key in STEPS and text]
+        tqdm.write(f"{name} {rows[name].get('sides', '')} {' '.join(refused)}")
+        if options.json:
+            order = sorted(rows.values(), key=lambda row: NAMES.index(row["name"]))
+            said_of = {"environment": environment(), "timm": version("timm"), "networks": order}
+            write_json(options.json, plain(said_of))
+
+
+def known(path: Path | None) -> dict[str, dict[str, Any]]:
+    """Return what a file has of an earlier run, by name: the run goes on with the others."""
+    if path is None or not path.is_file():
+        return {}
+    return {row["name"]: row for row in json.loads(path.read_text("utf-8"))["networks"]}
 
 
 if __name__ == "__main__":
