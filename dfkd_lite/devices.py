@@ -82,8 +82,9 @@ def bfloat16_pays(device: torch.device) -> bool:
 
 def settled(config: C, device: torch.device, begun: str | None = None) -> C:
     """Replace the precision ``auto``: by the one a run has ``begun`` in, else by what pays."""
-    found = begun or FORMATS[bfloat16_pays(device)]
-    return replace(config, precision=found) if config.precision == "auto" else config
+    if config.precision != "auto":
+        return config
+    return replace(config, precision=begun or FORMATS[bfloat16_pays(device)])
 
 
 def full(x: Tensor) -> Tensor:
