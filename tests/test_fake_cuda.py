@@ -151,6 +151,7 @@ def fake(monkeypatch):
     monkeypatch.setattr(torch, "allclose", lambda a, b, **_: bool((a - b).all()))
     monkeypatch.setattr(torch, "Generator", Generator)
     monkeypatch.setattr(nn.Module, "_apply", moved)
+    monkeypatch.setattr("dfkd_lite.devices.bfloat16_pays", None)  # asks the driver
     monkeypatch.setattr("dfkd_lite.devices._global_generators", list)
     # a copy of a fake tensor belongs to the same machine
     monkeypatch.setattr(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, raising=False)
