@@ -68,6 +68,7 @@ def run_file(options: argparse.Namespace) -> None:
         if parallel.rank() == 0:
             _forecast(runs, place)
         return
+    said: set[tuple[str, int | None]] = set()
     for number, run in enumerate(runs, start=1):
         label = f"[{number}/{len(runs)}] {run.experiment}/{run.name}"
         if options.teachers:
@@ -77,6 +78,9 @@ def run_file(options: argparse.Namespace) -> None:
             _say(f"{label}: recorded already")
         else:
             _say(label, sys.stderr)
+            if (run.data, run.size) not in said:  # what was read, once for all runs of it
+                _say(str(load_data(run, place)), sys.stderr)
+                said.add((run.data, run.size))
             with _watched(run, place, options.log) as watched:
                 _say(f"{label}: {_outcome(execute(run, watched))} -> {place.record(run)}")
 

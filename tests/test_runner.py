@@ -396,6 +396,7 @@ def test_killed_process_goes_on_to_the_same_record(whole, tmp_path, capsys):
     assert dfkd(tmp_path) == 2
     said = capsys.readouterr().err
     assert f"already holds a run (at step {at}): continue it with resume=True (--resume)" in said
+    assert said.count("mine: train 256, test 100 images of 1 x 16 x 16\n10 classes") == 1
     assert step_of(tmp_path) == at
     assert dfkd(tmp_path, "--resume") == 0
     assert result(tmp_path) == result(whole)
