@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -317,6 +318,36 @@ def test_numbers_of_a_source_fit_any_names(tmp_path):
         assert predict(Reader([0, 1, 2]), data.test, told)[1].tolist() == [0, 1, 2]
     with pytest.raises(InputError, match="other classes"):
         predict(Reader([0, 1, 2]), folders(tmp_path / "f", "0", "1", "2").test, spec(*"cdw"))
+
+
+def named(path: Path, names: object) -> Path:
+    images = np.arange(3, dtype=np.uint8).repeat(64).reshape(3, 8, 8)
+    arrays = {f"{s}_{k}": v for s in ("train", "test")
+              for k, v in (("images", images), ("labels", np.arange(3)))}  # fmt: skip
+    np.savez(path, **arrays, class_names=np.array(names))
+    return path
+
+
+def test_an_npz_may_name_its_classes(tmp_path):
+    data = load(named(tmp_path / "a.npz", ["wolf", "cat", "dog"]))
+    assert data.class_names == ("wolf", "cat", "dog")
+    assert "first 'wolf', last 'dog'" in str(data)
+    told = NetworkSpec("wrn-10-1", 3, 1, 8, (0.0,), (1.0,), ("cat", "dog", "wolf"))
+    assert predict(Reader([2, 0, 1]), data.test, told)[1].tolist() == [2, 0, 1]
+    with pytest.raises(InputError, match="other classes"):
+        predict(Reader([0, 1, 2]), data.test, replace(told, class_names=("cat", "dog", "fox")))
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ([1, 2, 3], "a row of texts"), ([["a", "b", "c"]], "a row of texts"),
+        (["a", "b", "a"], "a name twice"), (["a", "b"], "but there are 2 classes"),
+    ],
+)  # fmt: skip
+def test_names_in_an_npz_that_cannot_be_are_refused(tmp_path, names, said):
+    with pytest.raises(InputError, match=said):
+        load(named(tmp_path / "a.npz", names))
 
 
 def test_folders_with_leading_zeros_are_the_numbers(tmp_path):

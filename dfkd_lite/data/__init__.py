@@ -74,7 +74,8 @@ def load(
 
     An ``.npz`` holds uint8 arrays ``train_images`` (N, H, W) or (N, H, W, C),
     ``train_labels``, ``test_images``, ``test_labels``, optionally ``val_*``, or
-    ``x_train``, ``y_train``, ``x_test``, ``y_test``. A string that is a name is read as a name,
+    ``x_train``, ``y_train``, ``x_test``, ``y_test``; and, if there are any, the names of its
+    classes in ``class_names``, a row of texts. A string that is a name is read as a name,
     even where a folder is called the same; give the folder as a `Path`.
 
     Args:

@@ -7,6 +7,7 @@ import os
 import shutil
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,9 @@ def read_npz(
         pixels = sum(int(np.prod(headers[k[0]][0])) for k in keys.values())
         mapped = pixels > MEMORY_LIMIT and size is None
         splits = {s: _npz_split(path, k, root if mapped else None) for s, k in keys.items()}
+        if class_names is None and "class_names" in headers:
+            class_names = _names_in(path, *headers["class_names"])
+            splits = {s: replace(d, class_names=class_names) for s, d in splits.items()}
     except InputError:
         raise
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError) as error:
@@ -128,6 +132,20 @@ def _check_label_header(
             f"In {path}, {key} has shape {shape} for {count} images; one label an image is "
             "needed, and at least one image."
         )
+
+
+def _names_in(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> tuple[str, ...]:
+    """Read the archive's own names of its classes, in the order of the labels."""
+    if len(shape) != 1 or dtype.kind != "U":
+        raise InputError(
+            f"In {path}, class_names is {dtype} with shape {shape}; it must be a row of texts, one "
+            "a class: np.array(['cat', 'dog'])."
+        )
+    with np.load(path, allow_pickle=False) as file:
+        names = tuple(map(str, file["class_names"]))
+    if len(set(names)) < len(names):
+        raise InputError(f"In {path}, class_names has a name twice: each class needs its own.")
+    return names
 
 
 def _npz_split(path: Path, keys: tuple[str, str], mapped_below: Path | None) -> Split:
