@@ -27,7 +27,7 @@ from .methods import FsscConfig, Problem, create
 from .networks import Layers, NetworkSpec, build, evaluating
 from .networks.layers import unwrapped
 from .storage.checkpoint import open_run, save_checkpoint
-from .storage.weights import check_finite, fingerprint
+from .storage.weights import check_finite, fingerprint, restore
 
 Measure = Callable[[nn.Module], dict[str, float]]
 
@@ -289,12 +289,12 @@ class Distillation:
         if found is None or self.episode:
             return
         self.config = settled(self._asked, self._device, found.state.get("precision"))
-        self.network.load_state_dict(found.weights["student"])
+        restore(self.network, found.weights["student"])
         if self.average is not None:
-            self.average.module.load_state_dict(found.weights["average"])
+            restore(self.average.module, found.weights["average"])
             self.average.n_averaged.fill_(found.state["averaged"])
         for name, module in self.method.modules().items():
-            module.load_state_dict(found.weights[name])
+            restore(module, found.weights[name])
         self.optimiser.load_state_dict(found.state["optimiser"])
         self.method.load_state_dict(found.state["method"])
         self.pool.load_state_dict(found.state["pool"])

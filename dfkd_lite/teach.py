@@ -17,6 +17,7 @@ from .errors import DivergedError, check_range, choose
 from .image_pool import augment
 from .networks import NetworkSpec, build, normalise
 from .storage.checkpoint import open_run, save_checkpoint
+from .storage.weights import restore
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class Teaching:
             return
         kept = found.state
         self.config = settled(self.asked, self.device, kept.get("precision"))
-        self.model.load_state_dict(found.weights["teacher"])
+        restore(self.model, found.weights["teacher"])
         self.optimiser.load_state_dict(kept["optimiser"])
         self.schedule.load_state_dict(kept["schedule"])
         self.rng.set_state(kept["rng"])

@@ -421,6 +421,45 @@ def test_a_prefix_of_all_names_is_named(prefix, tmp_path) -> None:
         load_weights(tmp_path / "n.safetensors", build("wrn-10-1", 4, 1, 16))
 
 
+class Versioned(nn.Linear):
+    """Refuses weights of no version, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state, prefix, about, *rest) -> None:
+        if about.get("version") != 2:
+            raise ValueError("which version?")
+        super()._load_from_state_dict(state, prefix, about, *rest)
+
+
+def versioned() -> nn.Module:
+    network = settled(Plain())
+    network.fc = Versioned(10, 4)
+    return network
+
+
+def test_weights_keep_the_version_that_their_network_has(tmp_path) -> None:
+    network, other = versioned(), versioned()
+    save_weights(tmp_path / "n.safetensors", network, {})
+    load_weights(tmp_path / "n.safetensors", other)
+    assert torch.equal(other(images()), network(images()))
+
+
+def test_a_run_whose_student_has_versions_is_resumed(tmp_path) -> None:
+    def begun() -> Distillation:
+        torch.manual_seed(1)
+        config = replace(CONFIG, checkpoint_every=1)
+        return Distillation(settled(Plain()), versioned(), SPEC, config, METHOD, "cpu")
+
+    def stop(run: Distillation, row: dict[str, float]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        begun().run(tmp_path, watch=stop)
+    history = begun().run(tmp_path, resume=True).history
+    assert history[-1]["kd"] == begun().run().history[-1]["kd"]
+
+
 # --- our memory layout is never their problem --------------------------------------------------
 
 VIEWS = {

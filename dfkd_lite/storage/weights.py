@@ -8,9 +8,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -120,7 +122,7 @@ def load_network(path: str | Path) -> tuple[nn.Module, NetworkSpec]:
         raise InputError(f"{path} describes a network that is too large to be built.") from None
     weights = _fitting_weights(path, blank.state_dict())
     model = build(spec.network, spec.classes, spec.channels, spec.size)
-    model.load_state_dict(weights)
+    restore(model, weights)
     return model.eval(), spec
 
 
@@ -132,7 +134,17 @@ def load_weights(path: str | Path, model: nn.Module) -> None:
             another shape or not finite.
     """
     model = unwrapped(model)
-    model.load_state_dict(_fitting_weights(Path(path), model.state_dict()))
+    restore(model, _fitting_weights(Path(path), model.state_dict()))
+
+
+def restore(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load weights that come from a file: of the version that the module's own weights have.
+
+    A file keeps no versions, and some networks (torchvision's MNASNet) refuse weights without one.
+    """
+    state: Any = OrderedDict(weights)
+    state._metadata = getattr(module.state_dict(), "_metadata", {})
+    module.load_state_dict(state)
 
 
 def _fitting_weights(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
