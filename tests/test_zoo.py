@@ -30,7 +30,8 @@ def test_what_is_known_of_a_network_is_sound_or_a_refusal_that_names_the_cause(n
         said = row.get("stages") or row["answers"]
         assert "cannot read" in said or ("tokens" in said and name.split(":")[1].startswith(TOKENS))
     if sides and row["batch_norms"]:
-        assert not any(row[step] for step in ("explains", "fssc", "adi", "zskt", "saves"))
+        said = {row[step] for step in ("explains", "fssc", "adi", "zskt", "saves")} - {""}
+        assert all("became inf" in text for text in said)  # with random weights
 
 
 def test_the_page_counts_and_numbers_its_refusals(tmp_path: Path) -> None:

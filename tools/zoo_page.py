@@ -22,6 +22,7 @@ nothing of how well a student learns.
 - **{staged}** have stages that are found, **{whole}** pass every step.
 - A network without batch-norm statistics is taught by `fssc` with `bn_weight=0`, as the refusal
   advises: then Eq. 16 is left with the classes and the disagreement.
+- A loss that became infinite is one of random weights, whose running statistics fit no images.
 - Your own: `find_layers(network, (C, H, W))` in `dfkd_lite.door` says at once what is seen in it
   ([chapter 10](10-your-teacher.ipynb)).
 
