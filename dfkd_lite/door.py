@@ -5,6 +5,7 @@ Built in chapter 10.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .devices import seeded
 from .errors import InputError
 from .networks import Layers, evaluating
 from .networks.layers import unwrapped
@@ -87,6 +89,8 @@ class LogitsOf(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         output: Any = self.model(x)
+        if isinstance(output, Tensor):  # as networks with auxiliary heads answer in evaluation mode
+            return output
         try:
             if isinstance(self.part, str) and hasattr(output, self.part):
                 return getattr(output, self.part)
@@ -155,6 +159,8 @@ def check_pair(
             )
     if not any(p.requires_grad for p in student.parameters()):
         raise InputError("The student is frozen: call student.requires_grad_(True) first.")
+    with seeded(0), torch.no_grad():  # auxiliary heads answer in training mode only
+        one_tensor(copy.deepcopy(student).train()(images), "student that learns")
     return all(fits)
 
 

@@ -220,6 +220,24 @@ def test_the_tables_are_whole_after_each_submission(
     assert [sum(row[1:] == ("", "not graded yet") for row in rows) for rows in seen] == [2, 1, 0]
 
 
+def test_a_grade_without_the_fence_is_not_kept_for_one_with_it(
+    made: course.Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "ann.ipynb").write_bytes(notebook())
+    done: list[bool] = []
+
+    def noted(name: str, content: bytes, a: object, limits: object, workers: Workers) -> Grade:
+        done.append(workers.fenced)
+        return fake(name, content)
+
+    monkeypatch.setattr(grading, "grade", noted)
+    for fenced in (False, False, True, True):
+        ready = Workers(fenced)
+        grade_folder(tmp_path / "in", read_assignment(made.autograder), tmp_path / "out", 1, ready)
+    assert done == [False, True]
+
+
 def test_a_folder_of_nothing_but_copies_has_no_submissions(tmp_path: Path) -> None:
     (tmp_path / "._a.ipynb").write_bytes(b"")
     with pytest.raises(grading.InputError, match="no notebooks"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -419,6 +420,24 @@ def test_a_prefix_of_all_names_is_named(prefix, tmp_path) -> None:
     save_weights(tmp_path / "n.safetensors", box, {})
     with pytest.raises(InputError, match=f"'{prefix}'"):
         load_weights(tmp_path / "n.safetensors", build("wrn-10-1", 4, 1, 16))
+
+
+class Auxiliary(Plain):
+    """Answers in training mode as torchvision's GoogLeNet does: logits, and a side head's."""
+
+    def forward(self, x):
+        logits = super().forward(x)
+        return (logits, logits / 2) if self.training else logits
+
+
+def test_a_student_with_auxiliary_heads_is_refused_or_its_logits_are_named() -> None:
+    teacher = settled(Plain())
+    with pytest.raises(
+        InputError, match=r"The student that learns .* tuple.*LogitsOf\(network, 0\)"
+    ):
+        run(teacher, Auxiliary())
+    assert math.isfinite(run(teacher, LogitsOf(Auxiliary(), 0)).history[-1]["kd"])
+    assert LogitsOf(Auxiliary(), 0).eval()(images()).shape == (3, 4)
 
 
 class Versioned(nn.Linear):
