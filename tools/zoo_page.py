@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ZOO = ROOT / "data" / "zoo.json"
-STEPS = {"explains": "maps", "fssc": "fssc", "adi": "adi", "zskt": "zskt", "saves": "weights kept",
+STEPS = {"explains": "seen", "fssc": "fssc", "adi": "adi", "zskt": "zskt", "saves": "saved",
          "onnx": "ONNX"}  # fmt: skip
 
 TEXT = """# What can be a teacher
@@ -26,9 +26,10 @@ nothing of how well a student learns.
 - Your own: `find_layers(network, (C, H, W))` in `dfkd_lite.door` says at once what is seen in it
   ([chapter 10](10-your-teacher.ipynb)).
 
-A number in the table is that of a refusal below it.
+Size is in millions of parameters, maps are the widths of what was found from early to late. A number
+in the other columns is that of a refusal below the table.
 
-| network | parameters [M] | widths of its maps | {names} |
+| network | size [M] | maps [px] | {names} |
 | --- | --: | --- | {rule} |"""
 
 
