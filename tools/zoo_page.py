@@ -26,8 +26,8 @@ nothing of how well a student learns.
 - Your own: `find_layers(network, (C, H, W))` in `dfkd_lite.door` says at once what is seen in it
   ([chapter 10](10-your-teacher.ipynb)).
 
-Size is in millions of parameters, maps are the widths of what was found from early to late. A number
-in the other columns is that of a refusal below the table.
+Size is in millions of parameters; maps are the widths of what was found, from early to late. A
+number in the other columns is that of a refusal below the table.
 
 | network | size [M] | maps [px] | {names} |
 | --- | --: | --- | {rule} |"""
